@@ -1,0 +1,234 @@
+"""The options of a training run: their names, defaults, allowed values and help texts.
+
+The defaults are a small forced Navier-Stokes run that a laptop finishes in minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Annotated, Literal
+
+from tensorgrad_jax.training.allowed import (
+    COUNT,
+    COUNTS,
+    DECAY_RATE,
+    FRACTION,
+    NON_NEGATIVE,
+    POSITIVE,
+    RANK,
+    TEXT,
+    Allowed,
+    ConfigError,
+    check_options,
+    integer,
+    list_of,
+    number,
+    show,
+)
+
+ProjectionKind = Literal["low_rank", "unstructured_sparse"]
+SparseType = Literal["randk", "topk"]
+# int before float: the first type that fits wins, and 3 is a rank, not a budget.
+Rank = int | float | tuple[int | float, ...]
+
+_SEED = Allowed("an integer in [0, 2**32)", lambda v: integer(0).holds(v) and v < 2**32)
+_NAME = Allowed(
+    "a file name of letters, digits and ._-",
+    lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", v) is not None,
+)
+# The dimension of the problems whose data this package generates.
+_DIMENSIONS = {"nsforcing": 2, "darcy": 2, "burgers": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data set: which files, how many samples, at which resolutions.
+
+    The files are `<root>/<problem>_{train,test}_<resolution>.hdf5`. The three lists about the
+    test sets have one entry per test set; a list with one entry holds for all of them.
+    """
+
+    problem: Annotated[str, _NAME, "name of the data set: nsforcing, darcy or your own"] = (
+        "nsforcing"
+    )
+    root: Annotated[str, TEXT, "folder of the data files"] = "datasets/ns_small"
+    generate: Annotated[bool, "make the nsforcing files that are missing"] = True
+    viscosity: Annotated[float, POSITIVE, "of the generated flow; 1 / Reynolds number"] = 2e-3
+    t_end: Annotated[float, POSITIVE, "time at which the generated flow is the target"] = 5.0
+    dt: Annotated[float, POSITIVE, "time step of the generator"] = 0.05
+    generator_seed: Annotated[int, _SEED, "seed of the generated samples"] = 0
+    batch_size: Annotated[int, COUNT, "training samples per step"] = 8
+    n_train: Annotated[int, COUNT, "training samples"] = 512
+    train_resolution: Annotated[int, COUNT, "grid points per axis in training"] = 64
+    n_tests: Annotated[tuple[int, ...], COUNTS, "test samples, per test set"] = (64,)
+    test_resolutions: Annotated[tuple[int, ...], COUNTS, "grid points per axis, per test set"] = (
+        64,
+    )
+    test_batch_sizes: Annotated[tuple[int, ...], COUNTS, "samples per batch, per test set"] = (16,)
+    encode_input: Annotated[bool, "normalize the input to mean 0 and deviation 1"] = True
+    encode_output: Annotated[bool, "normalize the target to mean 0 and deviation 1"] = True
+
+    def __post_init__(self):
+        check_options(self, "data.")
+        if self.batch_size > self.n_train:
+            raise ConfigError(
+                f"data.batch_size: got {self.batch_size}, expected at most data.n_train = "
+                f"{self.n_train}"
+            )
+        if len(set(self.test_resolutions)) < len(self.test_resolutions):
+            raise ConfigError(
+                f"data.test_resolutions: got {show(self.test_resolutions)}, expected no entry twice"
+            )
+        for name in ("n_tests", "test_batch_sizes"):
+            _repeat(self, "data.", name, len(self.test_resolutions), "data.test_resolutions")
+
+
+@dataclasses.dataclass(frozen=True)
+class FnoConfig:
+    """The Fourier neural operator. The numbers of input and output channels come from the data."""
+
+    n_modes: Annotated[tuple[int, ...], COUNTS, "Fourier modes kept per axis"] = (16, 16)
+    hidden_channels: Annotated[int, COUNT, "width of the network"] = 32
+    n_layers: Annotated[int, COUNT, "number of Fourier layers"] = 4
+    positional_embedding: Annotated[
+        Literal["grid"] | None, "coordinates appended to the input channels"
+    ] = "grid"
+    norm: Annotated[Literal["group_norm"] | None, "normalization in every layer"] = None
+    stabilizer: Annotated[
+        Literal["tanh"] | None, "function applied before every Fourier transform"
+    ] = None
+    domain_padding: Annotated[
+        tuple[float, ...] | None,
+        list_of(number("in [0, 1]", lambda v: 0 <= v <= 1), "[0.25,0.25]"),
+        "zeros added to both ends of every axis, as a fraction of its length",
+    ] = None
+    use_channel_mlp: Annotated[bool, "a two-layer network over the channels in every layer"] = True
+    channel_mlp_expansion: Annotated[
+        float, POSITIVE, "inner width of that network / hidden_channels"
+    ] = 0.5
+    lifting_channel_ratio: Annotated[
+        float, POSITIVE, "inner width of the lifting / hidden_channels"
+    ] = 2.0
+    projection_channel_ratio: Annotated[
+        float, POSITIVE, "inner width of the projection to the output / hidden_channels"
+    ] = 2.0
+    separable: Annotated[bool, "spectral weights that do not mix channels"] = False
+    activation_checkpoint: Annotated[
+        bool, "compute activations anew in the backward pass: less memory, more time"
+    ] = False
+    transform: Annotated[
+        Literal["auto", "fft", "matrix"],
+        "the truncated Fourier transform: an FFT, matrix products, or whichever should be faster",
+    ] = "auto"
+
+    def __post_init__(self):
+        check_options(self, "fno.")
+        if self.domain_padding is not None:
+            _repeat(self, "fno.", "domain_padding", len(self.n_modes), "fno.n_modes")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptConfig:
+    """The optimizer and the training loop.
+
+    How the options from `optimizer_type` to `second_sparse_type` select a projection is told in
+    `tensorgrad_jax.training.projection_plan`.
+    """
+
+    optimizer_type: Annotated[
+        Literal["adamw", "tensorgrad", "tensorgrad_sum"],
+        "plain AdamW; or a second projection of what the first left over; or of the same gradient",
+    ] = "tensorgrad"
+    tensorgrad: Annotated[
+        bool | None, "whether to compress gradients; null: unless optimizer_type is adamw"
+    ] = None
+    proj_type: Annotated[
+        ProjectionKind | None,
+        "the first projection; null: unstructured_sparse with a second one, else low_rank",
+    ] = None
+    rank: Annotated[Rank, RANK, "Tucker rank of the first projection, or its budget"] = 0.25
+    sparse_ratio: Annotated[float, FRACTION, "entries kept by the first projection"] = 0.05
+    sparse_type: Annotated[SparseType, "how the first projection selects entries"] = "randk"
+    second_proj_type: Annotated[
+        ProjectionKind | None, "the second projection; null: low_rank if proj_type is null too"
+    ] = None
+    second_rank: Annotated[Rank, RANK, "Tucker rank of the second projection, or its budget"] = 0.20
+    second_sparse_ratio: Annotated[float, FRACTION, "entries kept by the second projection"] = 0.05
+    second_sparse_type: Annotated[SparseType, "how the second projection selects entries"] = "randk"
+    tensorgrad_sum_lambda_sparse: Annotated[
+        float, POSITIVE, "weight of the sparse part of a composite update"
+    ] = 1.0
+    update_proj_gap: Annotated[int, COUNT, "steps between refreshes of the projections"] = 200
+    n_iter_max_tucker: Annotated[int, COUNT, "sweeps of the Tucker decomposition"] = 1
+    svd_type: Annotated[Literal["gram", "svd"], "how Tucker factors are computed"] = "gram"
+    on_refresh: Annotated[
+        Literal["transport", "keep", "reset"],
+        "moments at a refresh: carried to the new basis, left as numbers, or zeroed",
+    ] = "transport"
+    learning_rate: Annotated[float, POSITIVE, "step size"] = 1e-2
+    weight_decay: Annotated[float, NON_NEGATIVE, "decoupled weight decay"] = 1e-4
+    b1: Annotated[float, DECAY_RATE, "decay of the first moment"] = 0.9
+    b2: Annotated[float, DECAY_RATE, "decay of the second moment"] = 0.999
+    eps: Annotated[float, POSITIVE, "added to the root of the second moment"] = 1e-8
+    n_epochs: Annotated[int, COUNT, "passes over the training data"] = 10
+    training_loss: Annotated[Literal["l2", "h1"], "relative loss that is minimized"] = "l2"
+    scheduler: Annotated[
+        Literal["constant", "StepLR", "CosineAnnealingLR"], "the learning rate over the epochs"
+    ] = "CosineAnnealingLR"
+    step_size: Annotated[int, COUNT, "StepLR: epochs between two reductions"] = 100
+    gamma: Annotated[float, FRACTION, "StepLR: factor of one reduction"] = 0.5
+    scheduler_T_max: Annotated[  # noqa: N815 (the name of PyTorch's scheduler)
+        int | None, COUNT, "CosineAnnealingLR: epochs until zero; null: n_epochs"
+    ] = None
+    save_every: Annotated[int, COUNT, "epochs between checkpoints"] = 1
+    save_dir: Annotated[str, TEXT, "folder that holds the folders of the runs"] = "runs"
+    resume_from_dir: Annotated[str | None, TEXT, "folder of the run to continue"] = None
+    max_batches: Annotated[int | None, COUNT, "batches per epoch at most"] = None
+
+    def __post_init__(self):
+        check_options(self, "opt.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a training run depends on."""
+
+    name: Annotated[str | None, _NAME, "name of the run's folder; null: chosen by the run"] = None
+    seed: Annotated[int, _SEED, "seed of everything random but the generated data"] = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    fno: FnoConfig = dataclasses.field(default_factory=FnoConfig)
+    opt: OptConfig = dataclasses.field(default_factory=OptConfig)
+
+    def __post_init__(self):
+        check_options(self)
+        n_modes, resolution = self.fno.n_modes, self.data.train_resolution
+        dimension = _DIMENSIONS.get(self.data.problem, len(n_modes))
+        if len(n_modes) != dimension:
+            raise ConfigError(
+                f"fno.n_modes: got {show(n_modes)}, expected {dimension} entries: "
+                f"data.problem {self.data.problem} is {dimension}-dimensional"
+            )
+        if max(n_modes) > resolution:
+            raise ConfigError(
+                f"fno.n_modes: got {show(n_modes)}, expected at most data.train_resolution = "
+                f"{resolution}: no sample would reach the modes beyond"
+            )
+        axes = len(n_modes) + (1 if self.fno.separable else 2)
+        for name in ("rank", "second_rank"):
+            rank = getattr(self.opt, name)
+            if isinstance(rank, tuple) and len(rank) != axes:
+                raise ConfigError(
+                    f"opt.{name}: got {show(rank)}, expected {axes} entries, one per axis of a "
+                    "spectral weight: its channels and fno.n_modes"
+                )
+
+
+def _repeat(config, prefix, name, length, other):
+    """Repeats a list with one entry; any other length but `length` is an error."""
+    values = getattr(config, name)
+    if len(values) not in (1, length):
+        entries = "1 entry" if length == 1 else f"1 entry or {length}"
+        raise ConfigError(f"{prefix}{name}: got {show(values)}, expected {entries}, like {other}")
+    if len(values) == 1:
+        object.__setattr__(config, name, values * length)

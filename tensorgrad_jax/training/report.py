@@ -1,0 +1,94 @@
+"""What a run leaves behind for the reader: figures, a table of bytes, a summary."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tensorgrad_jax.training.figures import plot_loss, plot_prediction
+
+__all__ = ["MemoryRow", "memory_table", "plot_loss", "plot_prediction", "write_summary"]
+
+
+class MemoryRow(NamedTuple):
+    """The bytes of one training state.
+
+    Attributes:
+        name: what is trained, for instance the name of the optimizer.
+        parameters: bytes of the parameters.
+        moments: bytes of the optimizer's moments.
+        basis: bytes of what the projections remember of their subspaces.
+        other: the remaining bytes of the optimizer state.
+        adamw: bytes of AdamW's state for the same parameters.
+    """
+
+    name: str
+    parameters: int
+    moments: int
+    basis: int
+    other: int
+    adamw: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the optimizer state, without the parameters."""
+        return self.moments + self.basis + self.other
+
+
+def memory_table(rows: Sequence[MemoryRow]) -> str:
+    """A plain-text table of bytes, with the state's share of AdamW's in the last column."""
+    header: tuple[str, ...] = ("", "parameters", "moments", "basis", "other", "total", "of AdamW")
+    lines: list[tuple[str, ...]] = [header]
+    for row in rows:
+        counts = (row.parameters, row.moments, row.basis, row.other, row.total)
+        share = f"{row.total / row.adamw:.1%}" if row.adamw else "-"
+        lines.append((row.name, *(f"{count:,}" for count in counts), share))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def write_summary(path: str | os.PathLike, summary: Mapping[str, Any]) -> None:
+    """Writes a mapping as JSON. A reader sees the old file or the new one, never half of it.
+
+    Scalars of NumPy and JAX become numbers. JSON has no NaN and no infinity: they become null.
+
+    Raises:
+        TypeError: a value has no JSON form.
+    """
+    path = Path(path)
+    text = json.dumps(_jsonable(summary), indent=2, allow_nan=False) + "\n"
+    # In the same folder: a rename is atomic only within one file system.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _jsonable(value):
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,60 @@
+"""Options that have no effect beside the others, so that a flag in vain can be an error."""
+
+from __future__ import annotations
+
+from tensorgrad_jax.training.options import Config, OptConfig
+from tensorgrad_jax.training.projection_plan import PART_OPTIONS, resolve_projection_plan
+
+_FIRST = tuple(name for names in PART_OPTIONS.values() for name in names)
+_SECOND = tuple("second_" + name for name in _FIRST)
+_TYPES = ("proj_type", "second_proj_type")
+_TUCKER = ("n_iter_max_tucker", "svd_type")
+_REFRESH = ("update_proj_gap", "on_refresh")
+_LAMBDA = "tensorgrad_sum_lambda_sparse"
+_GENERATOR = ("viscosity", "t_end", "dt", "generator_seed")
+
+
+def unused_options(config: Config) -> dict[str, str]:
+    """The options without effect in this configuration, by full name, each with the reason.
+
+    After an explicit `opt.tensorgrad` False the options about projections do not count: AdamW is
+    then the baseline of a comparison, and the other flags may stay where they are.
+    """
+    unused = {}
+    if config.data.problem != "nsforcing":
+        reason = f"data.problem is {config.data.problem}"
+        unused |= {f"data.{name}": reason for name in _GENERATOR}
+    elif not config.data.generate:
+        unused |= {f"data.{name}": "data.generate is False" for name in _GENERATOR}
+    if not config.fno.use_channel_mlp:
+        unused["fno.channel_mlp_expansion"] = "fno.use_channel_mlp is False"
+    reason = f"opt.scheduler is {config.opt.scheduler}"
+    if config.opt.scheduler != "StepLR":
+        unused |= {"opt.step_size": reason, "opt.gamma": reason}
+    if config.opt.scheduler != "CosineAnnealingLR":
+        unused["opt.scheduler_T_max"] = reason
+    if config.opt.tensorgrad is not False:
+        unused |= {f"opt.{name}": text for name, text in _unused_by_projection(config.opt).items()}
+    return unused
+
+
+def _unused_by_projection(opt: OptConfig) -> dict[str, str]:
+    plan = resolve_projection_plan(opt)
+    if plan.kind == "none":
+        reason = "opt.optimizer_type adamw compresses nothing without opt.tensorgrad True"
+        return dict.fromkeys((*_TYPES, *_FIRST, *_SECOND, *_TUCKER, *_REFRESH, _LAMBDA), reason)
+    kinds = [part.kind for part in plan.parts]
+    used = set()
+    for prefix, kind in zip(("", "second_"), kinds, strict=False):
+        used.update(prefix + name for name in PART_OPTIONS[kind])
+    if "low_rank" in kinds:
+        used.update(_TUCKER)
+    if len(kinds) == 2 and "unstructured_sparse" in kinds:
+        used.add(_LAMBDA)
+    reasons = {}
+    for name in (*_FIRST, *_SECOND, *_TUCKER, _LAMBDA):
+        if name not in used:
+            other = name.removeprefix("second_") if name in _SECOND else "second_" + name
+            hint = f"; did you mean opt.{other}, or another opt.proj_type?" if other in used else ""
+            reasons[name] = f"the projection is {' + '.join(kinds)}{hint}"
+    return reasons
