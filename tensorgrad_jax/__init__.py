@@ -1,1 +1,20 @@
-"""."""
+"""Memory-efficient training of tensor-weighted networks: compressed gradients for Optax.
+
+    import tensorgrad_jax as tg
+
+    optimizer = tg.tensorgrad(1e-3, rank=0.20, sparse_ratio=0.05)
+
+The public names are listed here; `tensorgrad_jax.models` holds the Flax modules.
+"""
+
+from tensorgrad_jax.optimizers import projected_adamw as projected_adamw
+from tensorgrad_jax.optimizers import tensorgrad as tensorgrad
+from tensorgrad_jax.projections import Projection as Projection
+from tensorgrad_jax.projections import Residual as Residual
+from tensorgrad_jax.projections import Sum as Sum
+from tensorgrad_jax.projections import TensorSpec as TensorSpec
+from tensorgrad_jax.projections import Tucker as Tucker
+from tensorgrad_jax.projections import UnstructuredSparse as UnstructuredSparse
+from tensorgrad_jax.transforms import in_subspace as in_subspace
+from tensorgrad_jax.transforms import scale_by_adam as scale_by_adam
+from tensorgrad_jax.transforms import state_bytes as state_bytes

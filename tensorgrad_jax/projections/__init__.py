@@ -1,1 +1,9 @@
-"""."""
+"""How one tensor is made small."""
+
+from tensorgrad_jax.projections.base import LeafProjection as LeafProjection
+from tensorgrad_jax.projections.base import Projection as Projection
+from tensorgrad_jax.projections.base import TensorSpec as TensorSpec
+from tensorgrad_jax.projections.composite import Residual as Residual
+from tensorgrad_jax.projections.composite import Sum as Sum
+from tensorgrad_jax.projections.tucker import Tucker as Tucker
+from tensorgrad_jax.projections.unstructured import UnstructuredSparse as UnstructuredSparse

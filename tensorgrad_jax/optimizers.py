@@ -1,0 +1,150 @@
+"""Ready-made optimizers: each is a short chain of this library's and Optax's transformations."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import optax
+
+from tensorgrad_jax.projections import Projection, Residual, Sum, Tucker, UnstructuredSparse
+from tensorgrad_jax.projections.ranks import RankSpec
+from tensorgrad_jax.transforms import in_subspace, scale_by_adam
+from tensorgrad_jax.transforms.leaves import Specs
+from tensorgrad_jax.transforms.moment_dicts import OnRefresh
+from tensorgrad_jax.transforms.subspace import Gap
+
+
+def tensorgrad(
+    learning_rate: optax.ScalarOrSchedule,
+    rank: RankSpec = 0.20,
+    sparse_ratio: float = 0.05,
+    sparse_type: Literal["topk", "randk"] = "randk",
+    mode: Literal["residual", "sum"] = "residual",
+    order: Literal["sparse_first", "low_rank_first"] = "sparse_first",
+    lambda_sparse: float = 1.0,
+    update_proj_gap: Gap = 200,
+    weight_decay: float = 0.0,
+    specs: Specs = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    n_iter: int = 1,
+    on_refresh: OnRefresh = "transport",
+    mask: Any = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """TensorGRaD: AdamW on a few single entries of each gradient tensor plus a Tucker core.
+
+    One part compresses the gradient, the other what the first leaves over of it; each has its own
+    Adam moments; the update is lift(low rank) + lambda_sparse * lift(sparse), followed by
+    decoupled weight decay as in `optax.adamw`. Leaves that are not compressed get AdamW.
+
+    The lifted update of a compressed leaf is about sqrt(budget) as large as AdamW's, so the best
+    learning rate is about twice AdamW's at a budget of a quarter.
+
+    Args:
+        learning_rate: a number or a schedule.
+        rank: of the Tucker part, see `Tucker`; a float is a budget.
+        sparse_ratio: share of the entries that the sparse part keeps.
+        sparse_type: how it chooses them, see `UnstructuredSparse`.
+        mode: "residual": the second part compresses what the first leaves over; "sum": both
+            compress the gradient itself.
+        order: which part comes first.
+        lambda_sparse: weight of the sparse part's update.
+        update_proj_gap: steps between refreshes, see `in_subspace`.
+        weight_decay: decoupled weight decay, multiplied by the learning rate.
+        specs: which leaves to compress, see `in_subspace`; `tensorgrad_jax.models.tensor_specs`
+            names the spectral weights of an FNO.
+        b1: decay of the first moments.
+        b2: decay of the second moments.
+        eps: added to the root of the corrected second moments.
+        n_iter: sweeps of the Tucker decomposition at a refresh.
+        on_refresh: what happens to the moments at a refresh, see `in_subspace`.
+        mask: which leaves to decay, see `optax.add_decayed_weights`.
+        seed: of the random selection.
+
+    Returns:
+        A transformation to be used as any of Optax's.
+
+    Raises:
+        ValueError: if an argument is not one of these.
+
+    References:
+        S. Loeschcke et al., TensorGRaD, arXiv 2501.02379.
+    """
+    pairs = {"residual": Residual, "sum": Sum}
+    if mode not in pairs:
+        raise ValueError(f"tensorgrad: mode must be 'residual' or 'sum', got {mode!r}")
+    sparse, low_rank = UnstructuredSparse(sparse_ratio, sparse_type), Tucker(rank, n_iter)
+    if order == "sparse_first":
+        projection = pairs[mode](sparse, low_rank, (lambda_sparse, 1.0))
+    elif order == "low_rank_first":
+        projection = pairs[mode](low_rank, sparse, (1.0, lambda_sparse))
+    else:
+        raise ValueError(
+            f"tensorgrad: order must be 'sparse_first' or 'low_rank_first', got {order!r}"
+        )
+    return projected_adamw(
+        learning_rate,
+        projection,
+        update_proj_gap=update_proj_gap,
+        weight_decay=weight_decay,
+        specs=specs,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        on_refresh=on_refresh,
+        mask=mask,
+        seed=seed,
+    )
+
+
+def projected_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    projection: Projection,
+    update_proj_gap: Gap = 200,
+    weight_decay: float = 0.0,
+    specs: Specs = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    on_refresh: OnRefresh = "transport",
+    mask: Any = None,
+    stagger: bool = False,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW whose moments live in the compact space of any projection.
+
+    Args:
+        learning_rate: a number or a schedule.
+        projection: what compresses every tensor; `Tucker`, `Residual`, ...
+        update_proj_gap: steps between refreshes, see `in_subspace`.
+        weight_decay: decoupled weight decay, multiplied by the learning rate.
+        specs: which leaves to compress, see `in_subspace`.
+        b1: decay of the first moments.
+        b2: decay of the second moments.
+        eps: added to the root of the corrected second moments.
+        on_refresh: what happens to the moments at a refresh, see `in_subspace`.
+        mask: which leaves to decay, see `optax.add_decayed_weights`.
+        stagger: refresh the parameters at different steps, see `in_subspace`.
+        seed: of random projections.
+
+    Returns:
+        A transformation to be used as any of Optax's.
+
+    Raises:
+        ValueError: if an argument is not one of these.
+    """
+    return optax.chain(
+        in_subspace(
+            scale_by_adam(b1, b2, eps),
+            projection,
+            update_proj_gap=update_proj_gap,
+            on_refresh=on_refresh,
+            specs=specs,
+            stagger=stagger,
+            seed=seed,
+        ),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,258 @@
+"""The contract of a projection, and how a parameter is presented to one.
+
+A *projection* is a linear map of a tensor to a small *compact* form and back, together with a
+way of choosing the subspace it maps to. It is a frozen, hashable dataclass of hyper-parameters:
+it holds no arrays and nothing about a particular tensor. What it knows of a tensor's subspace
+is its *basis*, a pytree of arrays that travels in the optimizer state.
+
+Everything else follows from linearity. Any optimizer can run on the compact form; a sum of two
+projections is again a projection, whose compact form is a tuple; and because Adam acts on every
+element alone, Adam on that tuple *is* "separate moments for the sparse and the low-rank part".
+Four ideas meet in this library, one place each: *which map* (`tucker`, `unstructured`, ...),
+*which entries* a sparse map keeps (`selection`), *which optimizer* runs inside and *what happens
+to its moments when the subspace changes* (`transforms.subspace`).
+
+A parameter is not always the tensor that should be projected. Complex weights are stored as
+pairs of real numbers (one axis of size 2), and some axes only stack independent tensors.
+`TensorSpec` says so; `LeafProjection` turns such a leaf into the tensors that a projection sees
+and turns the result back.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact, PRNGKeyArray
+
+Basis = Any  # a pytree of arrays
+Compact = Any  # an array, or a tuple of compacts
+Leaf = Any  # an array or a jax.ShapeDtypeStruct
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """What an optimizer must know of one parameter to treat it as a tensor.
+
+    Attributes:
+        complex_axis: the axis, of size 2, along which real and imaginary part of a complex
+            tensor lie. None for a leaf that is taken as it is.
+        batch_axes: axes that only stack independent tensors (stacked layers, experts); each
+            slice gets a basis of its own.
+    """
+
+    complex_axis: int | None = None
+    batch_axes: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.complex_axis is not None and not _is_int(self.complex_axis):
+            raise ValueError(
+                f"TensorSpec: complex_axis must be an integer or None, got {self.complex_axis!r}"
+            )
+        axes = self.batch_axes
+        if not isinstance(axes, tuple) or not all(_is_int(a) for a in axes):
+            raise ValueError(f"TensorSpec: batch_axes must be a tuple of integers, got {axes!r}")
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class Projection(abc.ABC):
+    """A linear map of a tensor to a compact form and back, in a subspace chosen anew at times.
+
+    Subclasses are frozen dataclasses. Every method is a pure function of arrays: it can be
+    jitted and vmapped, and no shape depends on data. Tensors are real or complex, float32 or
+    wider (`LeafProjection` widens bfloat16 before it gets here).
+    """
+
+    @abc.abstractmethod
+    def init(self, leaf: Leaf) -> Basis:
+        """Return a valid basis for tensors like `leaf` (only its shape and dtype are read)."""
+
+    @abc.abstractmethod
+    def refresh(self, key: PRNGKeyArray, tensor: Inexact[Array, ...], basis: Basis) -> Basis:
+        """Choose the subspace anew from `tensor`; `basis`, the previous one, may be a start."""
+
+    @abc.abstractmethod
+    def project(self, tensor: Inexact[Array, ...], basis: Basis) -> Compact:
+        """Return the compact form of `tensor`."""
+
+    @abc.abstractmethod
+    def lift(self, compact: Compact, basis: Basis) -> Inexact[Array, ...]:
+        """Return the tensor that a compact form stands for."""
+
+    @abc.abstractmethod
+    def transport(self, compact: Compact, old: Basis, new: Basis) -> Compact:
+        """Return `project(lift(compact, old), new)` without forming the full tensor."""
+
+    @abc.abstractmethod
+    def transport_squares(self, compact: Compact, old: Basis, new: Basis) -> Compact:
+        """Carry second moments, which are not linear, over to the new basis.
+
+        If the entries of a compact form are uncorrelated with variances `compact`, the result
+        holds the variances of the transported entries.
+        """
+
+    @abc.abstractmethod
+    def compact_struct(self, leaf: Leaf) -> Any:
+        """Return the shapes and dtypes of the compact form of tensors like `leaf`."""
+
+    def add_lifted(
+        self, tensor: Inexact[Array, ...], compact: Compact, basis: Basis, weight: float = 1.0
+    ) -> Inexact[Array, ...]:
+        """Return `tensor + weight * lift(compact, basis)`."""
+        lifted = self.lift(compact, basis)
+        return tensor + (lifted if weight == 1.0 else weight * lifted)
+
+    def complement(
+        self, tensor: Inexact[Array, ...], compact: Compact, basis: Basis
+    ) -> Inexact[Array, ...]:
+        """Return what `compact`, the compact form of `tensor`, leaves over of it."""
+        return self.add_lifted(tensor, compact, basis, -1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafProjection:
+    """A projection applied to one parameter: the view that its `TensorSpec` asks for, and back.
+
+    The methods are those of `Projection` with leaves in the place of tensors. Basis and compact
+    form of a leaf with batch axes carry one leading axis, the product of the batch axes.
+
+    Raises:
+        ValueError: if the spec does not fit the leaf's shape and dtype.
+    """
+
+    projection: Projection
+    spec: TensorSpec
+    shape: tuple[int, ...]
+    dtype: Any
+    name: str = "leaf"
+
+    def __post_init__(self):
+        ndim, axis = len(self.shape), self.spec.complex_axis
+        where = f"parameter {self.name!r} of shape {self.shape} and dtype {self.dtype}"
+        if not jnp.issubdtype(self.dtype, jnp.inexact):
+            raise ValueError(f"{where}: only floating-point and complex leaves can be projected")
+        if math.prod(self.shape) == 0:
+            raise ValueError(f"{where}: a leaf without elements cannot be projected")
+        used = self.spec.batch_axes + (() if axis is None else (axis,))
+        if any(not -ndim <= a < ndim for a in used) or len({a % ndim for a in used}) < len(used):
+            raise ValueError(f"{where}: the axes of {self.spec} must be distinct axes of the leaf")
+        if axis is not None:
+            if jnp.issubdtype(self.dtype, jnp.complexfloating):
+                raise ValueError(f"{where}: a complex leaf takes no complex_axis, got {axis}")
+            if self.shape[axis] != 2:
+                raise ValueError(
+                    f"{where}: complex_axis={axis} must have size 2, has {self.shape[axis]}"
+                )
+
+    @property
+    def _batch_axes(self) -> tuple[int, ...]:
+        return tuple(a % len(self.shape) for a in self.spec.batch_axes)
+
+    @property
+    def _kept_axes(self) -> tuple[int, ...]:
+        ndim = len(self.shape)
+        axis = self.spec.complex_axis
+        pair = () if axis is None else (axis % ndim,)
+        return tuple(a for a in range(ndim) if a not in self._batch_axes + pair)
+
+    @property
+    def _tensor_dtype(self):
+        # bfloat16 and float16 are widened: bases and compact forms are float32.
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        return dtype if self.spec.complex_axis is None else jnp.promote_types(dtype, jnp.complex64)
+
+    @property
+    def tensor_struct(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one tensor as the projection sees it."""
+        return jax.ShapeDtypeStruct(
+            tuple(self.shape[a] for a in self._kept_axes), self._tensor_dtype
+        )
+
+    def _over_batch(self, function):
+        return jax.vmap(function) if self.spec.batch_axes else function
+
+    def _stacked(self, tree):
+        """Give every array of `tree` the leading axis of the batch."""
+        if not self.spec.batch_axes:
+            return tree
+        n = math.prod(self.shape[a] for a in self._batch_axes)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), tree)
+
+    def to_tensor(self, leaf: Array) -> Array:
+        """Return the tensor, or the stack of tensors, that `leaf` holds."""
+        tensor = leaf.astype(jnp.promote_types(self.dtype, jnp.float32))
+        if self.spec.complex_axis is not None:
+            axis = self.spec.complex_axis % len(self.shape)
+            parts = (jax.lax.index_in_dim(tensor, i, axis, keepdims=False) for i in (0, 1))
+            tensor = jax.lax.complex(*parts)
+        if not self.spec.batch_axes:
+            return tensor
+        order = [self._shift(a) for a in self._batch_axes + self._kept_axes]
+        return tensor.transpose(order).reshape(-1, *self.tensor_struct.shape)
+
+    def _shift(self, axis: int) -> int:
+        """Where `axis` of the leaf lies once the complex axis is gone."""
+        pair = self.spec.complex_axis
+        return axis - (pair is not None and axis > pair % len(self.shape))
+
+    def to_leaf(self, tensor: Array) -> Array:
+        """Undo `to_tensor` (up to the dtype, which stays that of `tensor`)."""
+        if self.spec.batch_axes:
+            order = [self._shift(a) for a in self._batch_axes + self._kept_axes]
+            sizes = [self.shape[a] for a in self._batch_axes + self._kept_axes]
+            inverse = sorted(range(len(order)), key=order.__getitem__)
+            tensor = tensor.reshape(sizes).transpose(inverse)
+        if self.spec.complex_axis is None:
+            return tensor
+        axis = self.spec.complex_axis % len(self.shape)
+        return jnp.stack([tensor.real, tensor.imag], axis)
+
+    def init(self) -> Basis:
+        """Return a valid basis."""
+        return self._stacked(self.projection.init(self.tensor_struct))
+
+    def compact_struct(self) -> Any:
+        """Return shapes and dtypes of the compact form."""
+        return jax.eval_shape(
+            lambda: self._stacked(
+                jax.tree.map(
+                    lambda s: jnp.zeros(s.shape, s.dtype),
+                    self.projection.compact_struct(self.tensor_struct),
+                )
+            )
+        )
+
+    def refresh(self, key: PRNGKeyArray, tensor: Array, basis: Basis) -> Basis:
+        """Choose the subspace of every stacked tensor anew."""
+        if not self.spec.batch_axes:
+            return self.projection.refresh(key, tensor, basis)
+        return jax.vmap(self.projection.refresh)(
+            jax.random.split(key, tensor.shape[0]), tensor, basis
+        )
+
+    def project(self, tensor: Array, basis: Basis) -> Compact:
+        """Return the compact form of every stacked tensor."""
+        return self._over_batch(self.projection.project)(tensor, basis)
+
+    def lift(self, compact: Compact, basis: Basis) -> Array:
+        """Return the tensors that compact forms stand for."""
+        return self._over_batch(self.projection.lift)(compact, basis)
+
+    def transport(self, compact: Compact, old: Basis, new: Basis) -> Compact:
+        """Carry linear moments over to a new basis."""
+        return self._over_batch(self.projection.transport)(compact, old, new)
+
+    def transport_squares(self, compact: Compact, old: Basis, new: Basis) -> Compact:
+        """Carry second moments over to a new basis."""
+        return self._over_batch(self.projection.transport_squares)(compact, old, new)
+
+    def complement(self, tensor: Array, compact: Compact, basis: Basis) -> Array:
+        """Return what the compact forms leave over of the tensors."""
+        return self._over_batch(self.projection.complement)(tensor, compact, basis)

@@ -1,0 +1,88 @@
+"""Choosing k of n entries.
+
+Two ways, with different costs and different states:
+
+- `topk`: the k entries of largest magnitude. Their indices depend on data and must be kept.
+- `randk`: one entry of each of k consecutive blocks, block i being [floor(i n / k),
+  floor((i+1) n / k)), drawn by hashing the block's number with a seed. The seed is all there is
+  to keep, the indices are ascending, and drawing them costs O(k) time and memory. Every entry is
+  kept with probability k / n (up to the remainder of the division), but two entries of one block
+  never are: it is a stratified sample, not a uniformly random subset of size k.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, UInt32
+
+# Indices are int32: half the bytes of int64, and all that gathers use on GPUs.
+LARGEST_SIZE = 2**31 - 1
+
+
+def kept_count(ratio: float, size: int) -> int:
+    """Return k = max(1, int(ratio * size)): how many of `size` entries a ratio keeps."""
+    return max(1, int(ratio * size))
+
+
+def top_k(magnitudes: Float[Array, " n"], k: int) -> Int32[Array, " k"]:
+    """Return the ascending indices of the k largest entries; among equals the first ones win."""
+    return jnp.sort(jax.lax.top_k(magnitudes, k)[1]).astype(jnp.int32)
+
+
+def stratified(seed: UInt32[Array, ""], n: int, k: int) -> Int32[Array, " k"]:
+    """Return ascending indices, one of each of k blocks of range(n), drawn from `seed`."""
+    block = jnp.arange(k + 1, dtype=jnp.uint32)
+    # floor(i n / k) = i q + floor(i r / k) with n = q k + r.
+    quotient, remainder = divmod(n, k)
+    borders = block * jnp.uint32(quotient) + _floor_times_fraction(block, remainder, k)
+    start, length = borders[:-1], borders[1:] - borders[:-1]
+    return (start + _hash(block[:-1], seed) % length).astype(jnp.int32)
+
+
+def _floor_times_fraction(i, r: int, k: int):
+    """Return floor(i r / k) for uint32 i <= k and r < k, though i r may exceed 32 bits.
+
+    r / k is rounded up to 64 fractional bits. The product's error is below i / 2^64 < 1 / k, and
+    the exact product lies on a multiple of 1 / k, so that its floor is the same.
+    """
+    if k < 2**16:
+        return i * jnp.uint32(r) // jnp.uint32(k)
+    fraction = -(-(r << 64) // k)
+    high, low = jnp.uint32(fraction >> 32), jnp.uint32(fraction & 0xFFFFFFFF)
+    # i * fraction = (i * high) 2^32 + i * low; wanted are the bits from 2^64 up.
+    middle = i * high
+    carry_in = _high_half(i, low)
+    total = middle + carry_in
+    return _high_half(i, high) + (total < carry_in).astype(jnp.uint32)
+
+
+def _high_half(a, b):
+    """Return the upper 32 of the 64 bits of a product of uint32."""
+    a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
+    cross = a1 * b0 + ((a0 * b0) >> 16)
+    low_cross = (cross & 0xFFFF) + a0 * b1
+    return a1 * b1 + (cross >> 16) + (low_cross >> 16)
+
+
+def _hash(x, seed):
+    """Return 32 well-mixed bits per counter (two rounds of a multiply-xorshift finalizer).
+
+    Constants: C. Wellons, Hash Function Prospector (lowbias32), public domain.
+    """
+    for salt in (seed, seed ^ jnp.uint32(0x9E3779B9)):
+        x = x ^ salt
+        x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+        x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+        x = x ^ (x >> 16)
+    return x
+
+
+def check_size(owner: str, shape: tuple[int, ...]) -> int:
+    """Return the number of entries of a shape; ValueError where int32 cannot index them."""
+    size = math.prod(shape)
+    if size > LARGEST_SIZE:
+        raise ValueError(f"{owner}: a tensor may have {LARGEST_SIZE} entries, {shape} has {size}")
+    return size

@@ -1,0 +1,236 @@
+r"""Low-rank Tucker projection of an N-dimensional tensor (HOSVD, HOOI).
+
+    core = G x_1 U_1^H x_2 U_2^H ... x_n U_n^H,        lift(core) = core x_1 U_1 ... x_n U_n,
+
+with orthonormal U_i of shape (d_i, r_i). The compact form is the core of shape (r_1, ..., r_n).
+
+All mode products are written in one cyclic form: contract axis 0 and append the new axis at the
+end. After n of them the axes stand in their old order, and each is one matrix product on
+contiguous data, never a transposition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Inexact, PRNGKeyArray
+
+from tensorgrad_jax.projections.base import Basis, Leaf, Projection
+from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
+
+# On GPUs a float32 product defaults to TF32, whose 10 bits would spoil the orthogonality of the
+# factors and the error of an exactly low-rank tensor.
+_PRECISION = jax.lax.Precision.HIGHEST
+
+_METHODS = ("gram", "svd")
+# HOOI stops when the relative error changes by less (Kolda and Bader 2009, Fig. 4.4).
+_HOOI_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Tucker(Projection):
+    """Keep the part of a tensor that lies in one leading subspace per mode.
+
+    Attributes:
+        rank: how much to keep. A float is a budget: the largest uniform shares r_i / d_i whose
+            core has at most `rank * size` elements. An int is the rank of every mode; a tuple
+            gives one int (rank) or one float (share of the mode) per mode.
+        n_iter: sweeps over the modes. "gram": the first sweep is the sequentially truncated
+            HOSVD, further ones are HOOI. "svd": HOOI sweeps after the start. From the third on,
+            sweeps stop once the relative error changes by less than 1e-4.
+        method: "gram" finds each factor as leading eigenvectors of a d_i x d_i Gram matrix
+            (fastest; singular values below about 3e-4 of the largest are not told apart in
+            float32). "svd" takes singular vectors of the unfoldings: exact, slow, the
+            reference's way.
+        warm_restart: start "svd" from the previous basis instead of a HOSVD. "gram" needs no
+            start, which is why a warm one cannot help it.
+
+    Raises:
+        ValueError: at construction, if an argument is not one of these.
+
+    References:
+        L. De Lathauwer et al., A multilinear singular value decomposition, 2000; On the best
+        rank-(R1, ..., RN) approximation, 2000 (HOOI). N. Vannieuwenhoven et al., A new
+        truncation strategy for the higher-order singular value decomposition, 2012.
+        S. Loeschcke et al., TensorGRaD, arXiv 2501.02379, section 3.
+    """
+
+    rank: RankSpec = 0.25
+    n_iter: int = 1
+    method: Literal["gram", "svd"] = "gram"
+    warm_restart: bool = True
+
+    def __post_init__(self):
+        check_rank("Tucker", self.rank)
+        if not isinstance(self.n_iter, int) or self.n_iter < 1:
+            raise ValueError(f"Tucker: n_iter must be a positive integer, got {self.n_iter!r}")
+        if self.method not in _METHODS:
+            raise ValueError(f"Tucker: method must be one of {_METHODS}, got {self.method!r}")
+
+    def ranks(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the rank of every mode of a tensor of this shape."""
+        return resolve_ranks("Tucker", self.rank, tuple(shape))
+
+    def init(self, leaf: Leaf) -> Basis:
+        """Return leading unit vectors: orthonormal factors that no tensor has been asked for."""
+        return tuple(
+            jnp.asarray(np.eye(d, r), leaf.dtype)
+            for d, r in zip(leaf.shape, self.ranks(leaf.shape), strict=True)
+        )
+
+    def compact_struct(self, leaf: Leaf) -> jax.ShapeDtypeStruct:
+        """Return the struct of the core."""
+        return jax.ShapeDtypeStruct(self.ranks(leaf.shape), leaf.dtype)
+
+    def refresh(self, key: PRNGKeyArray, tensor: Inexact[Array, ...], basis: Basis) -> Basis:
+        """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
+        del key
+        ranks = self.ranks(tensor.shape)
+        # Squares of gradients leave float32's range long before gradients do.
+        largest = jnp.max(jnp.abs(tensor))
+        tensor = tensor / jnp.where(largest > 0, largest, 1)
+        if self.method == "gram":
+            factors, sweeps = _sequentially_truncated(tensor, ranks), self.n_iter - 1
+            leading = _leading_by_gram
+        else:
+            factors, sweeps = self._start(tensor, ranks, basis), self.n_iter
+            leading = _leading_by_svd
+        return _hooi(tensor, factors, ranks, sweeps, leading)
+
+    def _start(self, tensor, ranks, basis):
+        def hosvd():
+            return tuple(_leading_by_svd(_unfold(tensor, i), r) for i, r in enumerate(ranks))
+
+        if not self.warm_restart:
+            return hosvd()
+        # The unit vectors of `init` carry no information to start from.
+        untouched = jnp.all(jnp.array([jnp.all(u == np.eye(*u.shape)) for u in basis]))
+        return jax.lax.cond(untouched, hosvd, lambda: tuple(basis))
+
+    def project(self, tensor: Inexact[Array, ...], basis: Basis) -> Inexact[Array, ...]:
+        """Return the core."""
+        return _mode_products(tensor, [u.conj() for u in basis])
+
+    def lift(self, compact: Inexact[Array, ...], basis: Basis) -> Inexact[Array, ...]:
+        """Return the tensor of a core."""
+        return _mode_products(compact, [u.T for u in basis])
+
+    def transport(
+        self, compact: Inexact[Array, ...], old: Basis, new: Basis
+    ) -> Inexact[Array, ...]:
+        """Multiply every mode of the core by the overlaps U_new^H U_old."""
+        return _mode_products(compact, [o.T for o in _overlaps(old, new)])
+
+    def transport_squares(
+        self, compact: Inexact[Array, ...], old: Basis, new: Basis
+    ) -> Inexact[Array, ...]:
+        """Multiply every mode by the squared overlaps |U_new^H U_old|^2."""
+        return _mode_products(compact, [jnp.abs(o.T) ** 2 for o in _overlaps(old, new)])
+
+
+def _overlaps(old, new):
+    return [jnp.matmul(n.conj().T, o, precision=_PRECISION) for o, n in zip(old, new, strict=True)]
+
+
+def _mode_products(tensor, matrices):
+    """Return sum over d_1 ... d_n of tensor[d_1, ..., d_n] M_1[d_1, r_1] ... M_n[d_n, r_n]."""
+    for matrix in matrices:
+        tensor = jnp.tensordot(tensor, matrix, axes=(0, 0), precision=_PRECISION)
+    return tensor
+
+
+def _unfold(tensor, mode):
+    """Return the mode-i unfolding, of shape (d_i, product of the other sizes)."""
+    return jnp.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
+
+
+def _sequentially_truncated(tensor, ranks):
+    """Return ST-HOSVD factors: every mode is truncated before the next is looked at."""
+    factors = []
+    for r in ranks:
+        u = _leading_by_gram(tensor.reshape(tensor.shape[0], -1), r)
+        tensor = jnp.tensordot(tensor, u.conj(), axes=(0, 0), precision=_PRECISION)
+        factors.append(u)
+    return tuple(factors)
+
+
+def _hooi(tensor, factors, ranks, sweeps, leading):
+    """Improve the factors by alternating sweeps, each mode's with all others fixed."""
+
+    def sweep(factors):
+        factors = list(factors)
+        for mode, r in enumerate(ranks):
+            others = [None if i == mode else u.conj() for i, u in enumerate(factors)]
+            factors[mode] = leading(_unfold(_mode_products_but_one(tensor, others), mode), r)
+        return tuple(factors)
+
+    # The first two sweeps are never the last by the stopping rule.
+    for _ in range(min(sweeps, 2)):
+        factors = sweep(factors)
+    if sweeps <= 2:
+        return factors
+
+    norm = jnp.linalg.norm(tensor)
+
+    def error(factors):
+        core = _mode_products(tensor, [u.conj() for u in factors])
+        squared = jnp.maximum(norm**2 - jnp.linalg.norm(core) ** 2, 0)
+        return jnp.sqrt(squared) / jnp.where(norm > 0, norm, 1)
+
+    def go_on(carry):
+        n, _, previous, current = carry
+        return (n < sweeps) & ((n < 3) | (jnp.abs(previous - current) >= _HOOI_TOLERANCE))
+
+    def body(carry):
+        n, factors, _, current = carry
+        factors = sweep(factors)
+        return n + 1, factors, current, error(factors)
+
+    start = (jnp.int32(2), factors, error(factors), error(factors))
+    return jax.lax.while_loop(go_on, body, start)[1]
+
+
+def _mode_products_but_one(tensor, matrices):
+    for matrix in matrices:
+        if matrix is None:
+            tensor = jnp.moveaxis(tensor, 0, -1)
+        else:
+            tensor = jnp.tensordot(tensor, matrix, axes=(0, 0), precision=_PRECISION)
+    return tensor
+
+
+def _leading_by_gram(unfolding, rank):
+    """Return the `rank` leading left singular vectors from the Gram matrix."""
+    # eigh sorts eigenvalues in ascending order.
+    return _with_fixed_phases(jnp.linalg.eigh(_gram(unfolding))[1][:, : -rank - 1 : -1])
+
+
+def _leading_by_svd(unfolding, rank):
+    """Return the `rank` leading left singular vectors from an SVD."""
+    wide = unfolding.shape[0] <= unfolding.shape[1]
+    u = jnp.linalg.svd(unfolding, full_matrices=not wide)[0]
+    return _with_fixed_phases(u[:, :rank])
+
+
+def _gram(x):
+    """Return x x^H; for complex x by one real product, which is faster than a complex one."""
+    if not jnp.iscomplexobj(x):
+        return jnp.matmul(x, x.T, precision=_PRECISION)
+    parts = jnp.concatenate([x.real, x.imag])
+    products = jnp.matmul(parts, parts.T, precision=_PRECISION)
+    (rr, ri), (ir, ii) = (jnp.split(row, 2, axis=1) for row in jnp.split(products, 2))
+    return jax.lax.complex(rr + ii, ir - ri)
+
+
+def _with_fixed_phases(u):
+    """Make the entry of largest magnitude of every column real and positive.
+
+    Singular vectors are defined up to a phase; this makes the choice the same on every backend.
+    """
+    pivot = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0)[None], axis=0)
+    return u * (pivot.conj() / jnp.abs(pivot))

@@ -1,0 +1,121 @@
+"""Adam moments that are right for complex numbers and for half precision."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int32, PyTree
+
+
+class ScaleByAdamState(NamedTuple):
+    """State of `scale_by_adam`.
+
+    Attributes:
+        count: int32 (), number of updates so far.
+        mu: first moments, shaped like the parameters; complex for complex parameters.
+        nu: second moments, shaped like the parameters; always real.
+    """
+
+    count: Int32[Array, ""]
+    mu: PyTree[Array]
+    nu: PyTree[Array]
+
+
+def scale_by_adam(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    mu_dtype: Any = None,
+    nu_dtype: Any = None,
+) -> optax.GradientTransformation:
+    r"""Rescale updates by Adam, with one real second moment per entry.
+
+        m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) |g|^2,
+        u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+
+    For complex g this is the update along g that does not depend on the phase convention, and it
+    stores 12 bytes per complex64 entry; `optax.scale_by_adam` keeps v in a complex array (16).
+
+    Args:
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root of the corrected second moment.
+        mu_dtype: dtype of the first moments of real parameters; default: the parameter's, at
+            least float32.
+        nu_dtype: dtype of the second moments; default: float32, float64 for 64-bit parameters.
+
+    Returns:
+        A transformation whose updates have the dtype the moments were computed in (float32 or
+        wider, also for bfloat16 gradients).
+
+    Raises:
+        ValueError: if a decay is outside [0, 1), eps is negative or a dtype is not a real
+            floating-point one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> transform = scale_by_adam()
+        >>> params = jnp.zeros(2, jnp.complex64)
+        >>> update, state = transform.update(jnp.array([3 + 4j, 1j]), transform.init(params))
+        >>> [complex(round(z.real, 4), round(z.imag, 4)) for z in update.tolist()]
+        [(0.6+0.8j), 1j]
+        >>> state.nu.dtype
+        dtype('float32')
+
+    References:
+        D. P. Kingma and J. Ba, Adam, arXiv 1412.6980, algorithm 1.
+    """
+    for name, value in (("b1", b1), ("b2", b2)):
+        if isinstance(value, int | float) and not 0 <= value < 1:
+            raise ValueError(f"scale_by_adam: {name} must be in [0, 1), got {value!r}")
+    if isinstance(eps, int | float) and eps < 0:
+        raise ValueError(f"scale_by_adam: eps must not be negative, got {eps!r}")
+    for name, value in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype)):
+        if value is not None and not jnp.issubdtype(value, jnp.floating):
+            raise ValueError(f"scale_by_adam: {name} must be a real float dtype, got {value!r}")
+
+    def first_dtype(dtype):
+        if mu_dtype is not None and not jnp.issubdtype(dtype, jnp.complexfloating):
+            return jnp.dtype(mu_dtype)
+        return jnp.promote_types(dtype, jnp.float32)
+
+    def second_dtype(dtype):
+        return jnp.dtype(nu_dtype or jnp.finfo(jnp.promote_types(dtype, jnp.float32)).dtype)
+
+    def init_fn(params):
+        return ScaleByAdamState(
+            count=jnp.zeros((), jnp.int32),
+            mu=jax.tree.map(lambda p: jnp.zeros(p.shape, first_dtype(p.dtype)), params),
+            nu=jax.tree.map(lambda p: jnp.zeros(p.shape, second_dtype(p.dtype)), params),
+        )
+
+    def update_fn(updates, state, params=None):
+        del params
+        count = cast(Array, optax.safe_increment(state.count))
+        correct_first, correct_second = (1 - jnp.float32(b) ** count for b in (b1, b2))
+
+        def first(g, m):
+            wide = jnp.promote_types(g.dtype, jnp.float32)
+            return b1 * m.astype(wide) + (1 - b1) * g.astype(wide)
+
+        def second(g, v):
+            squared = _abs_squared(g)
+            return b2 * v.astype(squared.dtype) + (1 - b2) * squared
+
+        mu = jax.tree.map(first, updates, state.mu)
+        nu = jax.tree.map(second, updates, state.nu)
+        scaled = jax.tree.map(
+            lambda m, v: (m / correct_first) / (jnp.sqrt(v / correct_second) + eps), mu, nu
+        )
+        store = lambda new, old: jax.tree.map(lambda x, o: x.astype(o.dtype), new, old)
+        return scaled, ScaleByAdamState(count, store(mu, state.mu), store(nu, state.nu))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _abs_squared(g):
+    g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+    return g.real**2 + g.imag**2 if jnp.iscomplexobj(g) else g**2

@@ -1,0 +1,237 @@
+"""Run any Optax transformation in the compact space of a projection.
+
+Per step, for a gradient G and a basis B:
+
+    at a refresh:  B' = refresh(G, B),  moments <- transport(moments, B, B'),  B <- B'
+    always:        c = project(G, B),   u = inner(c),   update = lift(u, B)
+
+What is chosen where: the map and its subspace by `projection`, the optimizer by `inner`, the
+time of a refresh by `update_proj_gap`, the fate of the moments by `on_refresh`, the part of the
+gradient outside the subspace by `complement`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int32
+
+from tensorgrad_jax.projections.base import Projection
+from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
+from tensorgrad_jax.transforms.moment_dicts import MomentDicts, OnRefresh, cast_like
+
+Gap = int | Callable[[Array], Any]
+
+_ON_REFRESH = ("transport", "keep", "reset")
+_COMPLEMENT = ("drop", "pass")
+
+
+class InSubspaceState(NamedTuple):
+    """State of `in_subspace`.
+
+    Attributes:
+        count: int32 (), number of updates so far.
+        next_refresh: for every compressed parameter, int32 (), the step of its next refresh.
+        basis: for every compressed parameter, the projection's basis.
+        inner: the inner transformation's state on {parameter name: compact form, or the
+            parameter itself where it is not compressed}.
+    """
+
+    count: Int32[Array, ""]
+    next_refresh: dict[str, Int32[Array, ""]]
+    basis: dict[str, Any]
+    inner: optax.OptState
+
+
+def in_subspace(
+    inner: optax.GradientTransformation,
+    projection: Projection,
+    update_proj_gap: Gap = 200,
+    on_refresh: OnRefresh = "transport",
+    complement: Literal["drop", "pass"] = "drop",
+    specs: Specs = None,
+    stagger: bool = False,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Run `inner` on compressed gradients and lift its updates back.
+
+    Args:
+        inner: any Optax transformation that needs no parameters (weight decay belongs outside:
+            in the compact space it could only decay the projected part).
+        projection: what compresses every tensor.
+        update_proj_gap: steps from one refresh to the next. A schedule is asked for the gap at
+            each refresh, `max(1, int(gap(step)))`. The first refresh is at step 0.
+        on_refresh: what happens to the moments when the subspace changes. "transport" carries
+            first moments over linearly and second ones by squared overlaps; "keep" leaves their
+            numbers as they are, now read in the new basis; "reset" starts them anew.
+        complement: the part of the gradient outside the subspace is dropped ("drop") or added
+            to the update as it is ("pass").
+        specs: which leaves to compress: a pytree like the parameters of `TensorSpec` or None, or
+            a function from parameters to one. Leaves without a spec go through `inner` as they
+            are. Default: every leaf of 3 or more dimensions and more than 1,000 elements.
+        stagger: give every parameter its own phase, so that no step after the first pays for
+            all refreshes.
+        seed: of the random projections.
+
+    Returns:
+        A transformation. Its updates of compressed leaves are float32 or wider. A refresh whose
+        gradient is not finite is put off to the next step.
+
+    Raises:
+        ValueError: if an argument is not one of these; in `init`, if a spec does not fit its
+            parameter, or `on_refresh="transport"` meets a moment it cannot carry.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import tensorgrad_jax as tg
+        >>> params = {"w": jnp.ones((16, 16, 8)), "b": jnp.ones(16)}
+        >>> optimizer = optax.chain(
+        ...     tg.in_subspace(tg.scale_by_adam(), tg.Tucker(0.1)), optax.scale(-1e-3))
+        >>> state = optimizer.init(params)
+        >>> state[0].inner.mu["w"].shape
+        (7, 7, 4)
+        >>> tg.state_bytes(state)["moments"]
+        1696
+        >>> tg.state_bytes(optax.adam(1e-3).init(params))["moments"]
+        16512
+    """
+    _check_arguments(inner, projection, update_proj_gap, on_refresh, complement, stagger, seed)
+    subspace = _InSubspace(
+        optax.with_extra_args_support(inner),
+        projection,
+        update_proj_gap,
+        on_refresh,
+        complement,
+        specs,
+        stagger,
+        seed,
+    )
+    return optax.GradientTransformationExtraArgs(subspace.init, subspace.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InSubspace:
+    inner: optax.GradientTransformationExtraArgs
+    projection: Projection
+    gap: Gap
+    on_refresh: OnRefresh
+    complement: str
+    specs: Specs
+    stagger: bool
+    seed: int
+
+    def init(self, params):
+        leaves = take_apart(params, self.projection, self.specs)
+        inner = self._inner_init(leaves)
+        if self.on_refresh == "transport":
+            moments = MomentDicts(inner, leaves.arrays.keys())
+            moments.check_transportable(leaves.compact_structs(), leaves.compressed)
+        return InSubspaceState(
+            count=jnp.zeros((), jnp.int32),
+            next_refresh={name: jnp.zeros((), jnp.int32) for name in leaves.compressed},
+            basis={name: leaf.init() for name, leaf in leaves.compressed.items()},
+            inner=inner,
+        )
+
+    def update(self, updates, state, params=None, **extra_args):
+        del params  # They live in the full space; `inner` works in the compact one.
+        leaves = take_apart(updates, self.projection, self.specs)
+        if state.basis.keys() != leaves.compressed.keys():
+            raise ValueError(
+                "in_subspace: the state belongs to other parameters: it compresses "
+                f"{sorted(state.basis)}, these updates have {sorted(leaves.compressed)}"
+            )
+        tensors = {n: leaf.to_tensor(leaves.arrays[n]) for n, leaf in leaves.compressed.items()}
+        basis, next_refresh, inner_state = self._refresh_where_due(leaves, tensors, state)
+
+        compact = leaves.arrays | {
+            name: leaf.project(tensors[name], basis[name])
+            for name, leaf in leaves.compressed.items()
+        }
+        scaled, inner_state = self.inner.update(compact, inner_state, None, **extra_args)
+        scaled = cast(dict, scaled)
+
+        for name, leaf in leaves.compressed.items():
+            lifted = leaf.lift(scaled[name], basis[name])
+            if self.complement == "pass":
+                lifted = lifted + leaf.complement(tensors[name], compact[name], basis[name])
+            scaled[name] = leaf.to_leaf(lifted)
+        updates = leaves.treedef.unflatten([scaled[name] for name in leaves.arrays])
+        count = cast(Array, optax.safe_increment(state.count))
+        return updates, InSubspaceState(count, next_refresh, basis, inner_state)
+
+    def _inner_init(self, leaves: Leaves):
+        """Return the inner state on zeros in the place of compressed parameters."""
+        zeros = lambda structs: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), structs)
+        structs = leaves.compact_structs()
+        return self.inner.init(leaves.arrays | {n: zeros(structs[n]) for n in leaves.compressed})
+
+    def _refresh_where_due(self, leaves: Leaves, tensors, state: InSubspaceState):
+        names = leaves.arrays.keys()
+        moments = MomentDicts(state.inner, names)
+        fresh = MomentDicts(self._inner_init(leaves), names) if self.on_refresh == "reset" else None
+        basis, next_refresh = {}, {}
+
+        for index, (name, leaf) in enumerate(leaves.compressed.items()):
+            current = (state.basis[name], moments.of(name), state.next_refresh[name])
+
+            def refresh(current=current, name=name, leaf=leaf, index=index):
+                old, carried, _ = current
+                key = jax.random.fold_in(jax.random.key(self.seed), index)
+                key = jax.random.fold_in(key, state.count)
+                new = cast_like(leaf.refresh(key, tensors[name], old), old)
+                if fresh is not None:
+                    carried = fresh.of(name)
+                elif self.on_refresh == "transport":
+                    carried = moments.transported(name, leaf, old, new)
+                due = state.count + self._gap(state.count, index, len(leaves.compressed))
+                # A gradient that is not finite must not choose the subspace of later ones.
+                usable = _all_finite((tensors[name], new))
+                return jax.tree.map(
+                    lambda n, o: jnp.where(usable, n, o), (new, carried, due), current
+                )
+
+            due = state.count >= state.next_refresh[name]
+            basis[name], carried, next_refresh[name] = jax.lax.cond(
+                due, refresh, lambda current=current: current
+            )
+            moments.replace(name, carried)
+        return basis, next_refresh, moments.state()
+
+    def _gap(self, count, index, n_leaves):
+        gap = jnp.asarray(self.gap(count) if callable(self.gap) else self.gap)
+        gap = jnp.maximum(1, gap.astype(jnp.int32))
+        if not self.stagger:
+            return gap
+        # All refresh at step 0; the first gap differs from leaf to leaf.
+        return jnp.where(count == 0, jnp.maximum(1, gap * (index + 1) // n_leaves), gap)
+
+
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _check_arguments(inner, projection, gap, on_refresh, complement, stagger, seed):
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise ValueError(f"in_subspace: inner must be an Optax transformation, got {inner!r}")
+    if not isinstance(projection, Projection):
+        raise ValueError(f"in_subspace: projection must be a Projection, got {projection!r}")
+    if not callable(gap) and (isinstance(gap, bool) or not isinstance(gap, int) or gap < 1):
+        raise ValueError(
+            f"in_subspace: update_proj_gap must be a positive integer or a schedule, got {gap!r}"
+        )
+    for name, value, allowed in (
+        ("on_refresh", on_refresh, _ON_REFRESH),
+        ("complement", complement, _COMPLEMENT),
+    ):
+        if value not in allowed:
+            raise ValueError(f"in_subspace: {name} must be one of {allowed}, got {value!r}")
+    if not isinstance(stagger, bool):
+        raise ValueError(f"in_subspace: stagger must be True or False, got {stagger!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"in_subspace: seed must be an integer, got {seed!r}")

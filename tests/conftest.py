@@ -1,0 +1,23 @@
+"""Run-time checks of annotated arrays, and what several test files share."""
+
+import os
+
+# Eight host devices for the sharding tests. Level 0: the suite's time is the compiler's, its
+# arrays are tiny. Both must be set before the first use of JAX.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
+
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook("tensorgrad_jax", "beartype.beartype")
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the checks off: wrong arguments are to meet the library's own words."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

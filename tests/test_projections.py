@@ -1,0 +1,345 @@
+"""Properties that hold for every projection, dtype and number of dimensions."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorgrad_jax as tg
+from tensorgrad_jax.projections import LeafProjection
+
+# A new projection is tested the day it is listed here.
+ORTHOGONAL = {
+    "tucker": tg.Tucker(0.25),
+    "tucker-hooi": tg.Tucker(0.25, n_iter=4),
+    "tucker-svd": tg.Tucker(0.25, n_iter=2, method="svd"),
+    "tucker-int": tg.Tucker(3),
+    "randk": tg.UnstructuredSparse(0.1),
+    "topk": tg.UnstructuredSparse(0.1, "topk"),
+}
+COMPOSITE = {
+    "residual": tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.2)),
+    "residual-swapped": tg.Residual(tg.Tucker(0.2), tg.UnstructuredSparse(0.05, "topk")),
+    "residual-weights": tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.2), (0.5, 2.0)),
+    "sum": tg.Sum(tg.Tucker(0.2), tg.UnstructuredSparse(0.05)),
+    "nested": tg.Residual(
+        tg.UnstructuredSparse(0.05), tg.Sum(tg.Tucker(0.2), tg.UnstructuredSparse(0.05, "topk"))
+    ),
+}
+ALL = ORTHOGONAL | COMPOSITE
+SHAPES = [(40,), (8, 1, 6), (3, 4, 2, 3, 4)]
+DTYPES = [jnp.float32, jnp.complex64]
+
+
+def every(projections):
+    return pytest.mark.parametrize("projection", projections.values(), ids=projections.keys())
+
+
+over_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
+
+
+def random(seed, shape, dtype):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        x = x + 1j * generator.normal(size=shape)
+    return np.asarray(x, jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def refreshed(projection, tensor, seed=0):
+    return projection.refresh(jax.random.key(seed), tensor, projection.init(tensor))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def restored(projection, tensor, seed=0):
+    """Return lift(project(tensor)) in the subspace chosen from the tensor itself."""
+    basis = refreshed(projection, tensor, seed)
+    return projection.lift(projection.project(tensor, basis), basis)
+
+
+def distance(a, b):
+    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (a, b))
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+
+
+@every(ALL)
+@over_shapes
+@over_dtypes
+def test_structs_of_basis_and_compact_are_known_before_any_tensor(projection, shape, dtype):
+    leaf = jax.ShapeDtypeStruct(shape, dtype)
+    basis = jax.eval_shape(projection.init, leaf)
+    after = jax.eval_shape(projection.refresh, jax.random.key(0), leaf, basis)
+    struct = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert struct(after) == struct(basis)
+    compact = jax.eval_shape(projection.project, leaf, basis)
+    assert struct(compact) == struct(projection.compact_struct(leaf))
+    lifted = jax.eval_shape(projection.lift, compact, basis)
+    assert (lifted.shape, lifted.dtype) == (shape, jnp.dtype(dtype))
+    assert all(math.prod(x.shape) > 0 for x in jax.tree.leaves((basis, compact)))
+
+
+@every(ALL)
+@over_dtypes
+def test_linearity_and_complement(projection, dtype):
+    x, y = random(1, (6, 5, 4, 3), dtype), random(2, (6, 5, 4, 3), dtype)
+    scale = 2.5 if dtype == jnp.float32 else 2.5 - 1j
+    # The complement is what the lift without weights leaves over.
+    plain = projection
+    if isinstance(projection, tg.Residual | tg.Sum):
+        plain = dataclasses.replace(projection, weights=(1.0, 1.0))
+
+    @jax.jit
+    def run(x, y):
+        basis = refreshed(projection, x)
+        cx, cy = projection.project(x, basis), projection.project(y, basis)
+        combined = jax.tree.map(lambda a, b: a + scale * b, cx, cy)
+        return (
+            (projection.project(x + scale * y, basis), combined),
+            (
+                projection.lift(combined, basis),
+                projection.lift(cx, basis) + scale * projection.lift(cy, basis),
+            ),
+            (projection.complement(x, cx, basis), x - plain.lift(cx, basis)),
+        )
+
+    for got, expected in run(x, y):
+        assert distance(got, expected) < 5e-6
+
+
+@every(ORTHOGONAL)
+@over_shapes
+@over_dtypes
+def test_orthogonal_projections_undo_their_lift_and_never_grow(projection, shape, dtype):
+    @jax.jit
+    def run(x):
+        basis = refreshed(projection, x)
+        compact = projection.project(x, basis)
+        lifted = projection.lift(compact, basis)
+        return compact, lifted, projection.project(lifted, basis)
+
+    x = random(3, shape, dtype)
+    compact, lifted, again = run(x)
+    assert distance(again, compact) < 5e-6
+    assert np.linalg.norm(lifted) <= np.linalg.norm(x) * (1 + 1e-6)
+
+
+@every(ALL)
+def test_projections_commute_with_conjugation(projection):
+    x = random(4, (6, 5, 4), jnp.complex64)
+    assert distance(restored(projection, x.conj()), restored(projection, x).conj()) < 1e-4
+
+
+@every(ORTHOGONAL)
+@over_dtypes
+def test_transport_is_projection_of_the_lifted_part(projection, dtype):
+    @jax.jit
+    def run(x, y):
+        old, new = refreshed(projection, x, 0), refreshed(projection, y, 1)
+        compact = projection.project(x, old)
+        return (
+            (
+                projection.transport(compact, old, new),
+                projection.project(projection.lift(compact, old), new),
+            ),
+            (projection.transport(compact, old, old), compact),
+        )
+
+    for got, expected in run(random(5, (6, 5, 4), dtype), random(6, (6, 5, 4), dtype)):
+        assert distance(got, expected) < 5e-6
+
+
+@every(COMPOSITE)
+def test_composites_transport_within_each_part(projection):
+    x, y = random(5, (6, 5, 4), jnp.float32), random(6, (6, 5, 4), jnp.float32)
+    old, new = refreshed(projection, x, 0), refreshed(projection, y, 1)
+    compact = jax.jit(projection.project)(x, old)
+    moved = projection.transport(compact, old, new)
+    squares = projection.transport_squares(compact, old, new)
+    for i, part in enumerate((projection.first, projection.second)):
+        assert distance(moved[i], part.transport(compact[i], old[i], new[i])) < 1e-6
+        assert distance(squares[i], part.transport_squares(compact[i], old[i], new[i])) < 1e-6
+
+
+@every(ORTHOGONAL)
+def test_squares_are_transported_as_variances(projection):
+    """Independent entries of variance nu get, transported, the variances transport_squares says."""
+    x, y = random(7, (5, 4, 6), jnp.float32), random(8, (5, 4, 6), jnp.float32)
+    nu = np.abs(random(9, projection.compact_struct(x).shape, jnp.float32))
+    unit = np.eye(nu.size, dtype=np.float32).reshape(nu.size, *nu.shape)
+
+    @jax.jit
+    def run(x, y):
+        old, new = refreshed(projection, x, 0), refreshed(projection, y, 1)
+        jacobian = jax.vmap(lambda e: projection.transport(e, old, new))(unit)
+        return projection.transport_squares(jnp.asarray(nu), old, new), jacobian
+
+    got, jacobian = run(x, y)
+    expected = np.tensordot(nu.ravel(), np.asarray(jacobian) ** 2, axes=(0, 0))
+    assert distance(got, expected) < 1e-5
+
+
+@every(ALL)
+def test_jit_and_vmap_change_nothing(projection):
+    x = random(11, (3, 6, 5, 4), jnp.float32)
+    one_by_one = jnp.stack([restored(projection, t, i) for i, t in enumerate(x)])
+    stacked = jax.jit(jax.vmap(lambda t, seed: restored(projection, t, seed)))
+    assert distance(stacked(x, jnp.arange(3)), one_by_one) < 1e-5
+    with jax.disable_jit():
+        assert distance(restored(projection, x[0], 0), one_by_one[0]) < 1e-5
+
+
+@every(ALL)
+def test_projections_are_hashable_values(projection):
+    assert hash(projection) == hash(dataclasses.replace(projection))
+    assert projection == dataclasses.replace(projection)
+
+
+@every(ALL)
+def test_zero_tensor_gives_a_finite_basis(projection):
+    basis = refreshed(projection, np.zeros((6, 5, 4), np.float32))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(basis))
+
+
+@pytest.mark.parametrize("method", ["gram", "svd"])
+@over_dtypes
+def test_exactly_low_rank_tensors_are_reproduced(method, dtype):
+    core = random(12, (3, 2, 4, 2), dtype)
+    x = core
+    for i, d in enumerate((9, 8, 10, 7)):
+        x = np.tensordot(x, random(13 + i, (core.shape[i], d), dtype), axes=(0, 0))
+    assert distance(restored(tg.Tucker((3, 2, 4, 2), method=method), x), x) < 1e-5
+
+
+@over_dtypes
+def test_gram_is_as_good_as_an_exact_hosvd(dtype):
+    """On a tensor with decaying spectra, as gradients have: within 1% of exact HOOI's error."""
+    x = random(20, (12, 11, 10, 9), dtype)
+    for axis, d in enumerate(x.shape):
+        x = np.moveaxis(np.moveaxis(x, axis, -1) * 0.6 ** np.arange(d, dtype=np.float32), -1, axis)
+
+    def error(projection):
+        return distance(restored(projection, x), x)
+
+    assert error(tg.Tucker(0.05)) < 1.01 * error(tg.Tucker(0.05, n_iter=10, method="svd"))
+
+
+def test_tucker_survives_the_range_of_gradients():
+    """Squares of 1e-25 are no float32: the Gram matrix must be formed of a scaled tensor."""
+    x = random(30, (6, 5, 4), jnp.float32)
+    big, small = (refreshed(tg.Tucker(2), x * np.float32(s)) for s in (1e25, 1e-25))
+    for u, v in zip(big, small, strict=True):
+        np.testing.assert_allclose(u @ u.T, v @ v.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.05, 0.2, 0.25, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("shape", [(7,), (64, 64, 32, 17), (8, 1, 6), (10, 9), (5, 4, 3, 2, 6)])
+def test_a_float_budget_is_kept(budget, shape):
+    ranks = tg.Tucker(budget).ranks(shape)
+    size, kept = math.prod(shape), math.prod(ranks)
+    assert kept <= budget * size or set(ranks) == {1}
+    # ... and used: no single rank could be added.
+    grown = [kept // r * (r + 1) for r, d in zip(ranks, shape, strict=True) if r < d]
+    assert all(g > budget * size for g in grown)
+
+
+def test_rank_forms():
+    shape = (10, 100, 1)
+    assert tg.Tucker(20).ranks(shape) == (10, 20, 1)
+    assert tg.Tucker((3, 200, 1)).ranks(shape) == (3, 100, 1)
+    assert tg.Tucker((0.5, 0.57, 0.1)).ranks(shape) == (5, 57, 1)
+    assert tg.Tucker(1.0).ranks(shape) == shape
+
+
+@pytest.mark.parametrize("rank", [0, -1, 0.0, 1.5, True, "a", (), (1, 0.5), (2, -1), None, [3, 3]])
+@pytest.mark.usefixtures("unchecked")
+def test_bad_ranks_are_refused_at_construction(rank):
+    with pytest.raises(ValueError, match="rank must be"):
+        tg.Tucker(rank)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tg.Tucker(n_iter=0), "n_iter must be a positive integer, got 0"),
+        (lambda: tg.Tucker(method="qr"), "method must be one of .*, got 'qr'"),
+        (lambda: tg.UnstructuredSparse(0.0), r"ratio must be a number in \(0, 1\], got 0.0"),
+        (lambda: tg.UnstructuredSparse(0.1, "best"), "select must be one of .*, got 'best'"),
+        (lambda: tg.Residual(tg.Tucker(), 3), "second must be a Projection, got 3"),
+        (lambda: tg.Sum(tg.Tucker(), tg.Tucker(), (1,)), "weights must be"),
+        (lambda: tg.TensorSpec("0"), "complex_axis must be"),
+        (lambda: tg.TensorSpec(0, [1]), "batch_axes must be"),
+        (
+            lambda: tg.Tucker((2, 2)).ranks((3, 3, 3)),
+            r"2 entries for a tensor of shape \(3, 3, 3\)",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_arguments_are_refused_at_construction(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "dtype", "message"),
+    [
+        (tg.TensorSpec(0), (3, 4), "float32", "complex_axis=0 must have size 2, has 3"),
+        (tg.TensorSpec(5), (2, 4), "float32", "must be distinct axes"),
+        (tg.TensorSpec(0, (0,)), (2, 4), "float32", "must be distinct axes"),
+        (tg.TensorSpec(0), (2, 4), "complex64", "a complex leaf takes no complex_axis"),
+        (tg.TensorSpec(), (2, 4), "int32", "only floating-point"),
+        (tg.TensorSpec(), (2, 0), "float32", "without elements"),
+    ],
+)
+def test_specs_that_do_not_fit_are_refused(spec, shape, dtype, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        LeafProjection(tg.Tucker(), spec, shape, jnp.dtype(dtype), "layer.w")
+    assert "layer.w" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "spec", [tg.TensorSpec(2), tg.TensorSpec(-4, (1, -1)), tg.TensorSpec(None, (3,))]
+)
+def test_a_leaf_is_turned_into_tensors_and_back(spec, dtype):
+    shape = (3, 4, 2, 5, 6)
+    if spec.complex_axis == -4:
+        shape = (3, 2, 4, 5, 6)
+        spec = tg.TensorSpec(-4, (0, -1))
+    x = jnp.asarray(random(0, shape, jnp.float32), dtype)
+    leaf = LeafProjection(tg.Tucker(), spec, shape, x.dtype)
+    tensor = leaf.to_tensor(x)
+    expected = leaf.tensor_struct
+    assert tensor.shape[-len(expected.shape) :] == expected.shape
+    assert tensor.dtype == expected.dtype
+    np.testing.assert_array_equal(leaf.to_leaf(tensor), x.astype(jnp.float32))
+
+
+def test_a_real_pair_is_projected_as_the_complex_tensor_it_is():
+    z = random(0, (6, 5, 4), jnp.complex64)
+    pair = np.stack([z.real, z.imag], axis=1)
+    leaf = LeafProjection(tg.Tucker(0.3), tg.TensorSpec(1), pair.shape, pair.dtype)
+    np.testing.assert_array_equal(leaf.to_tensor(pair), z)
+    basis = jax.jit(leaf.refresh)(jax.random.key(0), z, leaf.init())
+    assert distance(basis, refreshed(tg.Tucker(0.3), z)) < 1e-6
+
+
+def test_every_batch_slice_has_its_own_basis():
+    x = random(0, (6, 3, 5, 4), jnp.float32)
+    leaf = LeafProjection(tg.Tucker(0.3), tg.TensorSpec(None, (1,)), x.shape, x.dtype)
+
+    @jax.jit
+    def run(x):
+        stack = leaf.to_tensor(x)
+        basis = leaf.refresh(jax.random.key(0), stack, leaf.init())
+        return leaf.to_leaf(leaf.lift(leaf.project(stack, basis), basis))
+
+    lifted = run(x)
+    for i in range(3):
+        assert distance(lifted[:, i], restored(tg.Tucker(0.3), x[:, i])) < 1e-5
