@@ -1,0 +1,153 @@
+"""The truncated discrete Fourier transform on a regular grid: two ways to compute it.
+
+For real `x` on a grid with n_1 x ... x n_d points and a kept set of frequencies f the forward
+transform is
+
+    X[f] = 1/(n_1...n_d) sum_j x[j] exp(-2 pi i sum_a f_a j_a / n_a)
+
+and the inverse, from coefficients Y that are given for f_d >= 0 only,
+
+    y[j] = sum_f c(f_d) Re( Y[f] exp(2 pi i sum_a f_a j_a / n_a) )
+
+with c = 1 for f_d = 0 and for f_d = n_d/2, and 2 otherwise: the other half of the spectrum of a
+real function is the complex conjugate of this one. Coefficients travel as two real arrays, real
+and imaginary part, because neither every optimizer nor every precision knows complex numbers.
+
+`"fft"` runs a fast Fourier transform over one axis after the other and cuts each spectrum before
+the next axis is transformed. `"matrix"` multiplies every axis with a small real matrix of the
+kept cosines and sines only; where few of the frequencies are kept this is less work, and all of
+it is matrix products.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# Accelerators round the factors of float32 products to fewer bits unless told not to. A transform
+# sums over whole axes, where that error (1e-3) would be seen in the output.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def kept_frequencies(grid: Sequence[int], modes: Sequence[int]) -> tuple[range, ...]:
+    """The frequencies kept on every axis, as contiguous ranges.
+
+    Args:
+        grid: number of points per axis.
+        modes: number of frequencies wanted per axis; the last axis counts f >= 0 alone.
+
+    Returns:
+        With k = min(modes, available frequencies): -(k//2) ... (k-1)//2 for every axis but the
+        last, 0 ... k-1 for the last, which has n//2 + 1 available ones.
+    """
+    leading = [min(n, m) for n, m in zip(grid[:-1], modes[:-1], strict=True)]
+    last = min(grid[-1] // 2 + 1, modes[-1])
+    return (*(range(-(k // 2), k - k // 2) for k in leading), range(last))
+
+
+def choose_method(grid: Sequence[int], frequencies: Sequence[range]) -> str:
+    """The transform that `"auto"` stands for: `"matrix"` unless very many frequencies are kept."""
+    return "matrix"
+
+
+def truncated_rfftn(
+    x: Float[Array, "batch *grid channels"], frequencies: Sequence[range], method: str
+) -> tuple[Float[Array, "batch *modes channels"], Float[Array, "batch *modes channels"]]:
+    """Real and imaginary part of the kept coefficients of `x` (scaled by 1 / number of points)."""
+    scale = 1 / math.prod(x.shape[1:-1])
+    if method == "matrix":
+        real, imag = _matrix_rfftn(x, frequencies)
+        return real * scale, imag * scale
+    dim = len(frequencies)
+    z = jnp.fft.rfft(x, axis=dim)[..., : len(frequencies[-1]), :]
+    for axis in range(dim - 1, 0, -1):
+        kept = frequencies[axis - 1]
+        z = jnp.roll(jnp.fft.fft(z, axis=axis), -kept.start, axis)
+        z = jax.lax.slice_in_dim(z, 0, len(kept), axis=axis)
+    return z.real * scale, z.imag * scale
+
+
+def truncated_irfftn(
+    real: Float[Array, "batch *modes channels"],
+    imag: Float[Array, "batch *modes channels"],
+    frequencies: Sequence[range],
+    grid: Sequence[int],
+    method: str,
+) -> Float[Array, "batch *grid channels"]:
+    """The real function on `grid` that has these coefficients at `frequencies` and no others."""
+    dim = len(grid)
+    if method == "matrix":
+        n = grid[-1]
+        weight = np.array([1.0 if f == 0 or 2 * f == n else 2.0 for f in frequencies[-1]])
+        weight = weight.astype(real.dtype)[:, None]
+        # Up to the weights the inverse is the transpose of the forward transform, so that this
+        # is its definition too.
+        struct = jax.ShapeDtypeStruct((real.shape[0], *grid, real.shape[-1]), real.dtype)
+        transpose = jax.linear_transpose(lambda x: _matrix_rfftn(x, frequencies), struct)
+        (y,) = transpose((real * weight, imag * weight))
+        return y
+    z = jax.lax.complex(real, imag)
+    for axis in range(1, dim):
+        kept, n = frequencies[axis - 1], grid[axis - 1]
+        z = jnp.roll(_pad_axis(z, axis, 0, n - len(kept)), kept.start, axis)
+        z = jnp.fft.ifft(z, axis=axis, norm="forward")
+    return jnp.fft.irfft(z, n=grid[-1], axis=dim, norm="forward")
+
+
+def _matrix_rfftn(x, frequencies):
+    """Unscaled truncated transform by one real matrix product per axis, no axis ever moved.
+
+    The products with cosines and sines along every axis are real, about m_1 x ... x m_d numbers
+    in all: the complex exponentials are put together from them when everything is small.
+    """
+    batch, *grid, channels = x.shape
+    rows = [1 + max(abs(f[0]), abs(f[-1])) for f in frequencies]
+    lead, t = batch, x
+    for n, r in zip(grid, rows, strict=True):
+        t = _multiply(jnp.asarray(_waves(n, r), x.dtype), t.reshape(lead, n, -1))
+        lead *= 2 * r
+    t = t.reshape(batch, *(s for r in rows for s in (2, r)), channels)
+    real, imag = t[..., 0, :, :], t[..., 1, :, :]
+    # Backwards, so that the axes in front of the one that is being folded keep their places.
+    for axis in range(len(grid) - 2, -1, -1):
+        real, imag = _fold(real, imag, 1 + 2 * axis, frequencies[axis])
+    return real, imag
+
+
+def _waves(n: int, rows: int) -> np.ndarray:
+    """Rows cos(2 pi f j / n) for f = 0 ... rows-1, then -sin(2 pi f j / n): shape (2 rows, n)."""
+    # The product is reduced modulo n before it meets pi: exact for every n.
+    angle = 2 * np.pi / n * (np.outer(np.arange(rows), np.arange(n)) % n)
+    return np.concatenate([np.cos(angle), -np.sin(angle)])
+
+
+def _multiply(matrix, t):
+    """matrix (k, n) applied to axis 1 of t (lead, n, rest) -> (lead, k, rest)."""
+    # The matrix gets the batch axis explicitly: otherwise XLA moves the axes of t, which is the
+    # large one, and on CPUs that takes longer than the product.
+    matrix = jnp.broadcast_to(matrix, (t.shape[0], *matrix.shape))
+    return jax.lax.dot_general(matrix, t, (((2,), (1,)), ((0,), (0,))), precision=PRECISION)
+
+
+def _fold(real, imag, axis, kept):
+    """Put exp(-i f .) = cos + i (-sin) together along (axis: cos or -sin, axis + 1: |f|)."""
+    (cos_r, sin_r), (cos_i, sin_i) = _halves(real, axis), _halves(imag, axis)
+
+    def join(positive, negative):
+        lo, hi = max(1, -kept[-1]), -kept[0] + 1
+        below = jnp.flip(jax.lax.slice_in_dim(negative, min(lo, hi), hi, axis=axis), axis)
+        above = jax.lax.slice_in_dim(positive, max(0, kept[0]), max(0, kept[-1] + 1), axis=axis)
+        return jnp.concatenate([below, above], axis)
+
+    return join(cos_r - sin_i, cos_r + sin_i), join(cos_i + sin_r, cos_i - sin_r)
+
+
+def _halves(t, axis):
+    return tuple(jax.lax.index_in_dim(t, q, axis, keepdims=False) for q in (0, 1))
+
+
+def _pad_axis(z, axis, before, after):
+    return jnp.pad(z, [(before, after) if a == axis else (0, 0) for a in range(z.ndim)])

@@ -1,0 +1,181 @@
+"""The pointwise layers of a Fourier neural operator, channels last, and what frames its grid.
+
+All of them act on every grid point alone (or, the grid embedding and the padding, on the grid as
+such), so they do not know the resolution. Products with weights run at JAX's default matmul
+precision; `jax.default_matmul_precision("highest")` raises it where float32 results matter.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+_INVERSE_SQRT_2 = 1 / math.sqrt(2)
+_INVERSE_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
+
+
+@jax.custom_jvp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Gaussian error linear unit in its exact form, x Phi(x) with Phi(x) = (1 + erf(x/sqrt 2))/2.
+
+    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016, equation (2).
+    """
+    return x * _normal_cdf(x)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals, tangents):
+    # d/dx = Phi(x) + x phi(x). Written out, one array is kept for the backward pass and the error
+    # function is evaluated once; the traced product rule keeps several and evaluates it again.
+    (x,), (dx,) = primals, tangents
+    cdf = _normal_cdf(x)
+    return x * cdf, (cdf + x * (_INVERSE_SQRT_2PI * jnp.exp(-0.5 * x * x))) * dx
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + jax.lax.erf(x * _INVERSE_SQRT_2))
+
+
+def channel_linear(
+    in_channels: int, out_channels: int, *, use_bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear map of the channels, kernel (in_channels, out_channels).
+
+    Kernel and bias start uniform in +-1/sqrt(in_channels), the distribution that PyTorch's and
+    hence neuraloperator's pointwise convolutions start from.
+    """
+
+    def uniform(key, shape, dtype=jnp.float32, out_sharding=None):
+        bound = in_channels**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
+
+    return nnx.Linear(
+        in_channels,
+        out_channels,
+        use_bias=use_bias,
+        kernel_init=uniform,
+        bias_init=uniform,
+        rngs=rngs,
+    )
+
+
+class ChannelMLP(nnx.Module):
+    """Two linear maps of the channels with an exact GELU between: x -> W2 gelu(W1 x + b1) + b2.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        hidden_channels: channels between the two maps.
+        rngs: the stream `params` initialises the weights.
+
+    Raises:
+        ValueError: if a number of channels is below 1.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, hidden_channels: int, *, rngs: nnx.Rngs
+    ):
+        check_positive(
+            "ChannelMLP",
+            in_channels=in_channels,
+            out_channels=out_channels,
+            hidden_channels=hidden_channels,
+        )
+        self.inner = channel_linear(in_channels, hidden_channels, rngs=rngs)
+        self.outer = channel_linear(hidden_channels, out_channels, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch *grid in_channels"]
+    ) -> Float[Array, "batch *grid out_channels"]:
+        """Apply the two maps at every grid point."""
+        # One matrix product over all points: gradients of products with several leading axes
+        # are far slower on CPUs.
+        y = self.outer(gelu(self.inner(x.reshape(-1, x.shape[-1]))))
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class ChannelMix(nnx.Module):
+    """The linear skip connection of a block: x -> W x at every grid point, no bias.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        rngs: the stream `params` initialises the weights.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
+        self.linear = channel_linear(in_channels, out_channels, use_bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch *grid in_channels"]
+    ) -> Float[Array, "batch *grid out_channels"]:
+        """Apply the map at every grid point."""
+        y = self.linear(x.reshape(-1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class SoftGating(nnx.Module):
+    """A skip connection with one learned factor per channel: x -> gate * x, gate starting at 1.
+
+    Args:
+        channels: channels of input and output.
+    """
+
+    def __init__(self, channels: int):
+        self.gate = nnx.Param(jnp.ones(channels))
+
+    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
+        """Multiply every channel by its factor."""
+        return x * self.gate[...]
+
+
+def append_grid(
+    x: Float[Array, "batch *grid channels"],
+) -> Float[Array, "batch *grid channels_and_coordinates"]:
+    """Append one channel per axis with the coordinate i / n of each grid point, i = 0 ... n-1.
+
+    The end point 1 is excluded: on a periodic domain it is the point 0.
+    """
+    batch, *grid, _ = x.shape
+    coordinates = np.stack(np.meshgrid(*(np.arange(n) / n for n in grid), indexing="ij"), -1)
+    coordinates = jnp.asarray(coordinates, x.dtype)
+    return jnp.concatenate([x, jnp.broadcast_to(coordinates, (batch, *coordinates.shape))], -1)
+
+
+def padding_widths(grid: Sequence[int], fractions: Sequence[int | float]) -> tuple[int, ...]:
+    """Cells of zeros put on each side of every axis: round(fraction * n)."""
+    return tuple(round(p * n) for p, n in zip(fractions, grid, strict=True))
+
+
+def pad_domain(
+    x: Float[Array, "batch *grid channels"], widths: Sequence[int]
+) -> Float[Array, "batch *padded channels"]:
+    """Surround the grid with zeros, so that a domain that is not periodic can be treated as one."""
+    return jnp.pad(x, [(0, 0), *((w, w) for w in widths), (0, 0)])
+
+
+def unpad_domain(
+    x: Float[Array, "batch *padded channels"], widths: Sequence[int]
+) -> Float[Array, "batch *grid channels"]:
+    """Cut off what `pad_domain` has added."""
+    grid = x.shape[1:-1]
+    inside = tuple(slice(w, n - w) for w, n in zip(widths, grid, strict=True))
+    return x[(slice(None), *inside)]
+
+
+def check_positive(owner: str, **numbers: int) -> None:
+    """Raise a ValueError that names the first argument that is not an integer of at least 1."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{owner}: {name} must be an integer >= 1, got {value!r}")
+
+
+def check_choice(owner: str, name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise a ValueError that names the argument and what is allowed."""
+    if value not in allowed:
+        choices = ", ".join(map(repr, allowed))
+        raise ValueError(f"{owner}: {name} must be one of {choices}, got {value!r}")

@@ -1,0 +1,157 @@
+"""Spectral convolution: a linear map of the channels of its own for every low frequency.
+
+    y(x) = b + sum over kept f of  R_f  F[v](f)  exp(2 pi i f.x)
+
+With the weights R_f learned for the lowest frequencies alone, the layer is defined on functions
+and not on one grid: the same weights act at every resolution.
+
+Source: Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations", ICLR
+2021, section 4, equation (5).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from .fourier import (
+    PRECISION,
+    choose_method,
+    kept_frequencies,
+    truncated_irfftn,
+    truncated_rfftn,
+)
+from .layers import check_choice, check_positive
+
+
+class SpectralConv(nnx.Module):
+    """Spectral convolution with bias on a grid of one or more axes, channels last.
+
+    Its weights are the parameter `spectral_weight`, complex numbers stored as real pairs: shape
+    (2, *modes, in_channels, out_channels), or (2, *modes, channels) if separable, axis 0 holding
+    real and imaginary part and modes = (m_1, ..., m_{d-1}, m_d//2 + 1). Index i of an axis
+    belongs to the frequency i - m//2, of the last one to the frequency i.
+
+    A grid with fewer frequencies than modes uses those weights whose frequencies it has.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        n_modes: (m_1, ..., m_d), frequencies kept per axis, negative ones included.
+        separable: one factor per channel and frequency in place of a matrix.
+        reference_shift: compute what neuraloperator 2.0.0 computes on grids with an odd number
+            of points. It undoes the centring of the spectrum with the same shift instead of its
+            inverse: on every odd axis but the last the output appears at f - 1 instead of f (and
+            if such an axis has fewer points than an even m, its weights are taken one place
+            lower). Needed for its checkpoints on such grids alone; even grids do not differ.
+        transform: `"fft"`, `"matrix"`, or `"auto"`, which chooses by size
+            (see `fourier.choose_method`). The results agree up to round-off.
+        rngs: the stream `params` initialises weights and bias: normal, with a standard deviation
+            of sqrt(2 / (in_channels + out_channels)), for a weight that of the complex number.
+
+    Raises:
+        ValueError: if a number is below 1, if `separable` comes with in_channels different from
+            out_channels, or if `transform` is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        n_modes: Sequence[int],
+        *,
+        separable: bool = False,
+        reference_shift: bool = False,
+        transform: str = "auto",
+        rngs: nnx.Rngs,
+    ):
+        check_positive("SpectralConv", in_channels=in_channels, out_channels=out_channels)
+        check_choice("SpectralConv", "transform", transform, ("auto", "fft", "matrix"))
+        if separable and in_channels != out_channels:
+            raise ValueError(
+                "SpectralConv: separable needs in_channels equal to out_channels, "
+                f"got {in_channels} and {out_channels}"
+            )
+        self.n_modes = check_modes("SpectralConv", n_modes)
+        self.separable = separable
+        self.reference_shift = reference_shift
+        self.transform = transform
+
+        modes = (*self.n_modes[:-1], self.n_modes[-1] // 2 + 1)
+        channels = (in_channels,) if separable else (in_channels, out_channels)
+        std = (2 / (in_channels + out_channels)) ** 0.5
+        # Half of the variance for each of the two parts.
+        weight = jax.random.normal(rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
+        self.spectral_weight = nnx.Param(weight)
+        self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_channels,)) * std)
+
+    def __call__(
+        self, x: Float[Array, "batch *grid in_channels"]
+    ) -> Float[Array, "batch *grid out_channels"]:
+        """Convolve.
+
+        Raises:
+            ValueError: if `x` has another number of axes or channels than the layer expects.
+        """
+        dim, in_channels = len(self.n_modes), self.spectral_weight.shape[len(self.n_modes) + 1]
+        if x.ndim != dim + 2 or x.shape[-1] != in_channels:
+            raise ValueError(
+                f"SpectralConv: expected an input of shape (batch, *grid, {in_channels}) with "
+                f"{dim} grid axes, got {x.shape}"
+            )
+        grid = x.shape[1:-1]
+        modes = self.spectral_weight.shape[1 : dim + 1]
+        kept = kept_frequencies(grid, modes)
+        method = choose_method(grid, kept) if self.transform == "auto" else self.transform
+
+        real, imag = truncated_rfftn(x, kept, method)
+        weight = self.spectral_weight[...][(slice(None), *self._weight_slices(kept, modes))]
+        product = _scale_modes if self.separable else _mix_modes
+        real, imag = product(real, imag, weight)
+        y = truncated_irfftn(real, imag, self._output_frequencies(kept, grid), grid, method)
+        return y + self.bias[...]
+
+    def _weight_slices(self, kept, modes):
+        starts = [f.start + m // 2 for f, m in zip(kept[:-1], modes[:-1], strict=True)]
+        if self.reference_shift:
+            starts = [(m - len(f)) // 2 for f, m in zip(kept[:-1], modes[:-1], strict=True)]
+        return tuple(slice(s, s + len(f)) for s, f in zip((*starts, 0), kept, strict=True))
+
+    def _output_frequencies(self, kept, grid):
+        if not self.reference_shift:
+            return kept
+        leading = zip(kept[:-1], grid[:-1], strict=True)
+        return (*(range(f.start - n % 2, f.stop - n % 2) for f, n in leading), kept[-1])
+
+
+def _mix_modes(real, imag, weight):
+    """(X_r + i X_i)(W_r + i W_i) at every frequency: X a vector, W a matrix over channels."""
+    batch, *modes, channels = real.shape
+    flat = weight.reshape(2, -1, channels, weight.shape[-1])
+    # Real and imaginary parts side by side as rows: two products that read each weight once.
+    x = jnp.stack([real, imag]).reshape(2 * batch, -1, channels).transpose(1, 0, 2)
+    by_real, by_imag = (
+        jnp.einsum("mbi,mio->mbo", x, w, precision=PRECISION).reshape(-1, 2, batch, w.shape[-1])
+        for w in flat
+    )
+    y_real = by_real[:, 0] - by_imag[:, 1]
+    y_imag = by_real[:, 1] + by_imag[:, 0]
+    shape = (batch, *modes, weight.shape[-1])
+    return tuple(y.transpose(1, 0, 2).reshape(shape) for y in (y_real, y_imag))
+
+
+def _scale_modes(real, imag, weight):
+    """The same with a diagonal W."""
+    w_real, w_imag = weight
+    return real * w_real - imag * w_imag, real * w_imag + imag * w_real
+
+
+def check_modes(owner: str, n_modes: Sequence[int]) -> tuple[int, ...]:
+    """`n_modes` as a tuple; a ValueError if it is not a sequence of integers of at least 1."""
+    if not isinstance(n_modes, Sequence) or isinstance(n_modes, str) or not n_modes:
+        raise ValueError(f"{owner}: n_modes must be a sequence of integers, got {n_modes!r}")
+    for m in n_modes:
+        check_positive(owner, **{f"every entry of n_modes = {tuple(n_modes)}": m})
+    return tuple(n_modes)
