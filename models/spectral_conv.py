@@ -23,7 +23,7 @@ from .fourier import (
     truncated_irfftn,
     truncated_rfftn,
 )
-from .layers import check_choice, check_positive
+from .layers import check_choice, check_positive, draw
 
 
 class SpectralConv(nnx.Module):
@@ -83,7 +83,7 @@ class SpectralConv(nnx.Module):
         channels = (in_channels,) if separable else (in_channels, out_channels)
         std = (2 / (in_channels + out_channels)) ** 0.5
         # Half of the variance for each of the two parts.
-        weight = jax.random.normal(rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
+        weight = draw(jax.random.normal, rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
         self.spectral_weight = nnx.Param(weight)
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_channels,)) * std)
 

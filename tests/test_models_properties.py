@@ -1,6 +1,7 @@
 """What the models promise: resolution independence, odd grids, specs, checkpointing, errors."""
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,16 @@ from tensorgrad_jax.models import (
 )
 
 from tensorgrad_jax.projections.base import TensorSpec
+
+# Compiling takes most of the time of these tests: skip what only makes programs faster.
+FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def run(module, x):
+    """`module(x)`, compiled as a whole."""
+    graph, variables = nnx.split(module)
+    apply = jax.jit(lambda v, x: nnx.merge(graph, v)(x), compiler_options=FAST)
+    return apply(variables, x)
 
 
 def small_fno(**options):
@@ -70,11 +81,11 @@ def test_fft_and_matrix_agree(grid, n_modes, reference_shift):
         )
         graph, parameters = nnx.split(conv)
 
-        def apply(p, x, graph=graph):
-            return nnx.merge(graph, p)(x)
+        def value_and_gradients(p, x, graph=graph):
+            y, vjp = jax.vjp(lambda p, x: nnx.merge(graph, p)(x), p, x)
+            return y, *vjp(jnp.cos(y))
 
-        y, vjp = jax.vjp(jax.jit(apply), parameters, x)
-        gradient, dx = vjp(jnp.cos(y))
+        y, gradient, dx = jax.jit(value_and_gradients, compiler_options=FAST)(parameters, x)
         values[transform] = (y, gradient["spectral_weight"][...], dx)
     for by_fft, by_matrix in zip(values["fft"], values["matrix"], strict=True):
         assert relative_error(by_matrix, by_fft) <= 1e-6
@@ -86,28 +97,28 @@ def test_identity_weights_reproduce_low_frequencies(grid, transform):
     conv = SpectralConv(2, 2, (6,) * len(grid), transform=transform, rngs=nnx.Rngs(0))
     set_identity(conv)
     x = band_limited(grid)
-    assert relative_error(conv(x), x) <= 1e-6
+    assert relative_error(run(conv, x), x) <= 1e-6
 
 
 def test_reference_shift_displaces_odd_axes():
     conv = SpectralConv(2, 2, (6, 6), reference_shift=True, rngs=nnx.Rngs(0))
     set_identity(conv)
     odd, even = band_limited((9, 8)), band_limited((8, 9))
-    assert relative_error(conv(odd), odd) > 0.1
-    assert relative_error(conv(even), even) <= 1e-6
+    assert relative_error(run(conv, odd), odd) > 0.1
+    assert relative_error(run(conv, even), even) <= 1e-6
 
 
 @pytest.mark.parametrize("separable", [False, True])
 def test_convolution_is_resolution_independent(separable):
     conv = SpectralConv(2, 2, (6, 6), separable=separable, rngs=nnx.Rngs(0))
-    coarse, fine = conv(band_limited((9, 8))), conv(band_limited((18, 24)))
+    coarse, fine = run(conv, band_limited((9, 8))), run(conv, band_limited((18, 24)))
     assert relative_error(fine[:, ::2, ::3], coarse) <= 2e-6
 
 
 def test_small_grids_use_the_weights_of_their_frequencies():
     # Seven points have the frequencies -3 ... 3; the function has no others.
     conv = SpectralConv(2, 2, (12, 12), rngs=nnx.Rngs(0))
-    coarse, fine = conv(band_limited((7, 7))), conv(band_limited((14, 14)))
+    coarse, fine = run(conv, band_limited((7, 7))), run(conv, band_limited((14, 14)))
     assert relative_error(fine[:, ::2, ::2], coarse) <= 2e-6
 
 
@@ -117,7 +128,7 @@ def test_separable_is_a_diagonal_matrix():
     full.spectral_weight[...] = diagonal.spectral_weight[...][..., None] * jnp.eye(3)
     full.bias[...] = diagonal.bias[...]
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    assert relative_error(diagonal(x), full(x)) <= 1e-6
+    assert relative_error(run(diagonal, x), run(full, x)) <= 1e-6
 
 
 def test_spectral_weights_are_normal_pairs():
@@ -145,12 +156,17 @@ def test_gelu_and_its_derivatives():
 def test_model_works_under_vmap_and_in_forward_mode():
     model = small_fno(n_layers=1)
     x = jax.random.normal(jax.random.key(0), (3, 2, 8, 8, 1))
-    assert jnp.allclose(
-        jax.vmap(model)(x), model(x.reshape(6, 8, 8, 1)).reshape(x.shape), atol=1e-5
-    )
-    primal, tangent = jax.jvp(model, (x[0],), (x[1],))
-    dual = jax.vjp(model, x[0])[1](primal)[0]
-    assert jnp.allclose(jnp.vdot(tangent, primal), jnp.vdot(dual, x[1]), rtol=1e-4)
+
+    @partial(jax.jit, compiler_options=FAST)
+    def compare(x):
+        tangent = jax.jvp(model, (x[0],), (x[1],))[1]
+        primal, pullback = jax.vjp(model, x[0])
+        products = jnp.vdot(tangent, primal), jnp.vdot(pullback(primal)[0], x[1])
+        return products, jax.vmap(model)(x), model(x.reshape(6, 8, 8, 1)).reshape(x.shape)
+
+    (forward, reverse), mapped, joined = compare(x)
+    assert jnp.allclose(mapped, joined, atol=1e-5)
+    assert jnp.allclose(forward, reverse, rtol=1e-4)
 
 
 @pytest.mark.parametrize("view", ["model", "state", "dict"])
@@ -181,8 +197,7 @@ def test_nnx_optimizer_takes_a_step():
         return loss
 
     before = step(model, optimizer)
-    for _ in range(3):
-        after = step(model, optimizer)
+    after = step(model, optimizer)
     assert after < before
 
 
@@ -190,16 +205,16 @@ def test_activation_checkpoint_saves_memory_and_keeps_gradients():
     x = jax.random.normal(jax.random.key(0), (4, 32, 32, 1))
     temporary, gradients = {}, {}
     for checkpoint in (False, True):
-        model = FNO((4, 4), 1, 1, 16, 6, activation_checkpoint=checkpoint, rngs=nnx.Rngs(0))
+        model = FNO((4, 4), 1, 1, 16, 4, activation_checkpoint=checkpoint, rngs=nnx.Rngs(0))
         graph, parameters = nnx.split(model)
 
         def loss(p, graph=graph):
             return jnp.sum(nnx.merge(graph, p)(x) ** 2)
 
-        compiled = jax.jit(jax.grad(loss)).lower(parameters).compile()
+        compiled = jax.jit(jax.grad(loss), compiler_options=FAST).lower(parameters).compile()
         temporary[checkpoint] = compiled.memory_analysis().temp_size_in_bytes
         gradients[checkpoint] = jax.tree.leaves(compiled(parameters))
-    assert temporary[True] < 0.75 * temporary[False]
+    assert temporary[True] < 0.5 * temporary[False]
     for kept, recomputed in zip(gradients[False], gradients[True], strict=True):
         assert relative_error(recomputed, kept) <= 1e-5
 
@@ -221,8 +236,9 @@ def test_activation_checkpoint_saves_memory_and_keeps_gradients():
 def test_options_reach_the_weights_or_the_output(options):
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 1))
     plain, other = small_fno(), small_fno(**options)
-    assert other(x).shape == x.shape
-    assert relative_error(other(x), plain(x)) > 1e-3
+    y = run(other, x)
+    assert y.shape == x.shape
+    assert relative_error(y, run(plain, x)) > 1e-3
 
 
 def test_state_dict_alone_tells_the_sizes():
@@ -231,7 +247,7 @@ def test_state_dict_alone_tells_the_sizes():
     )
     again = from_neuralop(to_neuralop(model))
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 1))
-    assert jnp.array_equal(again(x), model(x))
+    assert jnp.array_equal(run(again, x), run(model, x))
 
 
 def test_recorded_arguments_are_used():
@@ -239,7 +255,7 @@ def test_recorded_arguments_are_used():
     record = {"args": ((4, 4), 1, 1, 6), "stabilizer": "tanh", "domain_padding": 0.125}
     again = from_neuralop({**to_neuralop(model), "_metadata": {**record, "rank": 1.0}})
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 1))
-    assert jnp.array_equal(again(x), model(x))
+    assert jnp.array_equal(run(again, x), run(model, x))
 
 
 def test_reading_a_saved_model(tmp_path):
@@ -279,7 +295,7 @@ def test_wrong_arguments_are_named(options, message):
 
 
 def test_separable_needs_equal_channels():
-    with pytest.raises(ValueError, match="separable.*2 and 3"):
+    with pytest.raises(ValueError, match=r"separable.*2 and 3"):
         SpectralConv(2, 3, (4,), separable=True, rngs=nnx.Rngs(0))
 
 

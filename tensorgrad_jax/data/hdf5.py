@@ -1,0 +1,263 @@
+"""Data sets in HDF5 files: finding, checking, reading and writing them.
+
+A file holds two data sets, `x` and `y`, of shape (N, *grid) or (N, C, *grid), float32, chunked by
+sample. Read, a sample is {"x": (*grid, C), "y": (*grid, C)}: channels last, as the models want it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import Float
+
+# Files up to this size are read at once; of larger ones a sample is read when it is asked for.
+IN_MEMORY_BYTES = 2**30
+
+_FIELDS = ("x", "y")
+
+
+class DataError(ValueError):
+    """A file is missing, damaged, or does not hold what was asked for. The message is one line."""
+
+
+def file_name(problem: str, split: str, resolution: int) -> str:
+    """Return `<problem>_<split>_<resolution>.hdf5`."""
+    return f"{problem}_{split}_{resolution}.hdf5"
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldSource:
+    """Random access to the samples of a file.
+
+    Attributes:
+        path: the file.
+        n_samples: how many of its samples are used, the first ones.
+        stride: every stride-th grid point per axis is used.
+        shapes: shape of one sample of each field in the file, channels first where it has them.
+        arrays: the samples themselves where they fit into memory, else None.
+    """
+
+    path: Path
+    n_samples: int
+    stride: int
+    shapes: Mapping[str, tuple[int, ...]]
+    dimension: int
+    arrays: Mapping[str, np.ndarray] | None
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self.n_samples
+
+    def __getitem__(self, index: int) -> dict[str, Float[np.ndarray, "*grid channels"]]:
+        """Return one sample."""
+        if not 0 <= index < self.n_samples:
+            raise IndexError(f"sample {index} of {self.n_samples}")
+        if self.arrays is not None:
+            return {name: self.arrays[name][index] for name in _FIELDS}
+        # Opened anew: handles are not shared between the loader's threads.
+        with _open(self.path) as file:
+            return {name: self._laid_out(file[name][index][None])[0] for name in _FIELDS}
+
+    def _laid_out(self, samples: np.ndarray) -> np.ndarray:
+        """Return samples as (N, *grid, C), strided."""
+        if samples.ndim == self.dimension + 1:
+            samples = samples[:, None]
+        strided = samples[
+            (slice(None), slice(None)) + (slice(None, None, self.stride),) * self.dimension
+        ]
+        return np.ascontiguousarray(np.moveaxis(strided, 1, -1), np.float32)
+
+
+def open_dataset(
+    root: str | Path, problem: str, split: str, resolution: int, n_samples: int | None = None
+) -> FieldSource:
+    """Open `<root>/<problem>_<split>_<resolution>.hdf5`, or a finer file every few points of it.
+
+    Args:
+        root: folder of the files.
+        problem: first part of the name.
+        split: train or test.
+        resolution: grid points per axis that are wanted. Without a file of that resolution the
+            coarsest finer one that it divides is read with a stride.
+        n_samples: how many samples are wanted; None for all.
+
+    Returns:
+        A random-access source of samples.
+
+    Raises:
+        DataError: if there is no such file, it is damaged, has another layout, or too few samples.
+    """
+    root = Path(root)
+    wanted = root / file_name(problem, split, resolution)
+    if not root.is_dir():
+        raise DataError(f"data.root: no folder {root} (looked for {wanted.name} in it)")
+    present = _resolutions(root, problem, split)
+    finer = [r for r in present if r % resolution == 0]
+    if not finer:
+        found = ", ".join(file_name(problem, split, r) for r in present) or "no file of that kind"
+        raise DataError(
+            f"no {wanted.name} in {root}, and none of a multiple of that resolution; found {found}"
+        )
+    path = root / file_name(problem, split, finer[0])
+    with _open(path) as file:
+        shapes = {name: _checked_shape(path, file, name) for name in _FIELDS}
+        counts = {name: file[name].shape[0] for name in _FIELDS}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"{path}: x has {counts['x']} samples, y has {counts['y']}")
+    available = counts["x"]
+    n_samples = available if n_samples is None else n_samples
+    if not 1 <= n_samples <= available:
+        raise DataError(f"{path}: {n_samples} samples wanted, it has {available}")
+    dimension = _dimension(path, shapes, finer[0])
+    source = FieldSource(path, n_samples, finer[0] // resolution, shapes, dimension, None)
+    n_bytes = 4 * n_samples * sum(int(np.prod(s)) for s in shapes.values())
+    if n_bytes > IN_MEMORY_BYTES:
+        return source
+    with _open(path) as file:
+        try:
+            raw = {name: np.asarray(file[name][:n_samples]) for name in _FIELDS}
+        except OSError as error:
+            raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
+    arrays = {name: source._laid_out(samples) for name, samples in raw.items()}
+    for name, samples in arrays.items():
+        if not np.all(np.isfinite(samples)):
+            raise DataError(f"{path}: {name} holds values that are not finite")
+    return dataclasses.replace(source, arrays=arrays)
+
+
+def _resolutions(root: Path, problem: str, split: str) -> list[int]:
+    pattern = re.compile(re.escape(f"{problem}_{split}_") + r"(\d+)\.hdf5")
+    matches = (pattern.fullmatch(path.name) for path in root.iterdir())
+    return sorted(int(m.group(1)) for m in matches if m)
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: not a readable HDF5 file ({error})") from error
+
+
+def _checked_shape(path: Path, file: h5py.File, name: str) -> tuple[int, ...]:
+    field = file.get(name)
+    if not isinstance(field, h5py.Dataset):
+        raise DataError(f"{path}: no data set {name!r}; expected x and y, found {sorted(file)}")
+    if field.dtype.kind != "f" or field.ndim < 2:
+        raise DataError(
+            f"{path}: {name} has shape {field.shape} and type {field.dtype}, expected floating-"
+            "point numbers of shape (N, *grid) or (N, C, *grid)"
+        )
+    return tuple(field.shape[1:])
+
+
+def _checked_samples(path: Path, file: h5py.File) -> int:
+    for name in _FIELDS:
+        _checked_shape(path, file, name)
+    return file["x"].shape[0]
+
+
+def _dimension(path: Path, shapes: Mapping[str, tuple[int, ...]], resolution: int) -> int:
+    """Return the number of grid axes: those at the end that have the file's resolution."""
+    dimensions = set()
+    for name, shape in shapes.items():
+        n = 0
+        while n < len(shape) and shape[-1 - n] == resolution:
+            n += 1
+        # (C, *grid) with C equal to the resolution would be ambiguous: a channel axis is short.
+        if n == 0 or len(shape) - n > 1:
+            raise DataError(
+                f"{path}: {name} has samples of shape {shape}, expected (*grid) or (C, *grid) with "
+                f"{resolution} points per axis, as the file's name says"
+            )
+        dimensions.add(n)
+    if len(dimensions) > 1:
+        raise DataError(f"{path}: x and y have grids of different dimension: {dict(shapes)}")
+    return dimensions.pop()
+
+
+def write_resumably(
+    path: Path,
+    n_samples: int,
+    sample_shape: tuple[int, ...],
+    options: Mapping[str, Any],
+    make: Any,
+    chunk: int,
+    progress: Any,
+) -> bool:
+    """Write `n_samples` samples in chunks; a process that is killed continues where it was.
+
+    The file is `<path>.partial` until it is complete.
+
+    Args:
+        path: the file to write.
+        n_samples: number of samples.
+        sample_shape: shape of one sample of x and of y.
+        options: what the samples depend on; kept as attributes of the file. A file that is there
+            already must have been made with the same ones.
+        make: function from a range of sample numbers to the arrays x and y.
+        chunk: samples to make at a time.
+        progress: called with the number of samples that are done.
+
+    Returns:
+        False if the complete file was there already.
+
+    Raises:
+        DataError: if a file is there that was made with other options or has fewer samples.
+    """
+    if path.exists():
+        with _open(path) as file:
+            _check_options(path, file, options)
+            present = _checked_samples(path, file)
+        if present < n_samples:
+            raise DataError(
+                f"{path}: has {present} samples, {n_samples} are wanted; remove the file or "
+                "choose another folder"
+            )
+        return False
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if partial.exists():
+        try:
+            with h5py.File(partial, "r") as file:
+                _check_options(partial, file, options)
+                if file["y"].shape[0] != n_samples:
+                    raise DataError(f"{partial}: for another number of samples")
+        except (OSError, KeyError, DataError):
+            partial.unlink()  # Killed while HDF5 was writing its own tables, or by other options.
+    with h5py.File(partial, "a") as file:
+        if "done" not in file.attrs:
+            for name in _FIELDS:
+                file.require_dataset(
+                    name, (n_samples, *sample_shape), np.float32, chunks=(1, *sample_shape)
+                )
+            file.attrs.update(options)
+            file.attrs["done"] = 0
+        done = int(file.attrs["done"])
+        progress(done)
+        while done < n_samples:
+            numbers = range(done, min(done + chunk, n_samples))
+            for name, values in zip(_FIELDS, make(numbers), strict=True):
+                file[name][numbers.start : numbers.stop] = values
+            file.flush()
+            done = numbers.stop
+            file.attrs["done"] = done
+            file.flush()
+            progress(done)
+    partial.rename(path)
+    return True
+
+
+def _check_options(path: Path, file: h5py.File, options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        found = file.attrs.get(name)
+        if found is None or found != value:
+            raise DataError(
+                f"{path}: made with {name}={'unknown' if found is None else found}, not {value}; "
+                "remove the file or choose another folder"
+            )

@@ -1,0 +1,60 @@
+"""Batches of samples: shuffled, prefetched, and the same ones every time for seed and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+# Batches that worker threads prepare ahead of the one in use.
+_PREFETCHED = 4
+
+
+def n_batches(source: Any, batch_size: int, *, drop_remainder: bool = True) -> int:
+    """Return the number of batches in an epoch."""
+    full, rest = divmod(len(source), batch_size)
+    return full + (rest > 0 and not drop_remainder)
+
+
+def batches(
+    source: Any,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+    start: int = 0,
+    shuffle: bool = True,
+    drop_remainder: bool = True,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of one epoch.
+
+    Batch i depends on seed, epoch and i alone: an epoch can be entered anywhere.
+
+    Args:
+        source: random access to samples, dictionaries of arrays.
+        batch_size: samples per batch.
+        seed: of the shuffling, in [0, 2**32).
+        epoch: number of the epoch; each has its own order.
+        start: batches to leave out at the beginning.
+        shuffle: whether to shuffle at all.
+        drop_remainder: leave out a last batch that is not full.
+
+    Raises:
+        ValueError: if there is not one batch.
+    """
+    n = n_batches(source, batch_size, drop_remainder=drop_remainder)
+    if n == 0:
+        raise ValueError(f"batches: {len(source)} samples make no batch of {batch_size}")
+    samples = grain.MapDataset.source(source)
+    if shuffle:
+        # One seed per epoch: SeedSequence mixes the two as no sum of them could.
+        mixed = np.random.SeedSequence([seed, epoch]).generate_state(1)[0]
+        samples = samples.shuffle(seed=int(mixed))
+    whole = samples.batch(batch_size, drop_remainder=drop_remainder)
+    return iter(
+        whole[start:n].to_iter_dataset(
+            grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCHED)
+        )
+    )

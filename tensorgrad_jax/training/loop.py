@@ -1,0 +1,270 @@
+"""A training run from its configuration to its folder.
+
+Between two steps nothing is read back from the device: batches are dispatched, the loss is summed
+there, and the host looks at it once per epoch. The state of a run is its parameters, its optimizer
+state and its position in the data, and batches depend on seed, epoch and index alone: a run that
+was stopped anywhere continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+import tensorgrad_jax as tg
+from tensorgrad_jax.data import batches, n_batches
+from tensorgrad_jax.training import report
+from tensorgrad_jax.training.build import LOSSES, build_model, build_optimizer
+from tensorgrad_jax.training.checkpoints import Checkpoints, Position
+from tensorgrad_jax.training.data_sets import DataSets, TestSet, load_data_sets
+from tensorgrad_jax.training.interrupts import InterruptedRunError, Interrupts
+from tensorgrad_jax.training.options import Config
+from tensorgrad_jax.training.run_folder import (
+    append_metrics,
+    new_run_folder,
+    read_metrics,
+    write_config,
+)
+from tensorgrad_jax.training.schedules import learning_rate_schedule
+from tensorgrad_jax.training.step import TrainState, make_error_step, make_train_step, predict
+
+
+class DivergedError(Exception):
+    """The training loss is not finite any more."""
+
+
+def run(config: Config) -> Path:
+    """Train as the configuration says and return the folder of the run.
+
+    Raises:
+        ConfigError: if an option is wrong; nothing was written.
+        DataError: if the data are missing or damaged; nothing was written.
+        DivergedError: if the loss became NaN or infinite; the last checkpoint is from before that.
+        InterruptedRunError: if the process was asked to end; a checkpoint was saved.
+    """
+    data = load_data_sets(config)
+    training = Training(config, data)
+    if config.opt.resume_from_dir is None:
+        folder = new_run_folder(config)
+        folder.mkdir(parents=True)
+        write_config(folder, config)
+    else:
+        folder = Path(config.opt.resume_from_dir)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        if config.opt.resume_from_dir is not None:
+            training.state, training.position = checkpoints.restore(training.state)
+            training.rows = read_metrics(folder, training.position.epoch)
+        training.fit(folder, checkpoints)
+    finally:
+        checkpoints.close()
+    training.report(folder)
+    return folder
+
+
+class Training:
+    """A run in memory.
+
+    Attributes:
+        state: parameters and optimizer state.
+        position: where in the data the run stands.
+        rows: one dictionary of metrics per completed epoch.
+    """
+
+    def __init__(self, config: Config, data: DataSets):
+        self.config, self.data = config, data
+        in_epoch = n_batches(data.train, config.data.batch_size)
+        self.batches_per_epoch = min(in_epoch, config.opt.max_batches or in_epoch)
+        self.schedule = learning_rate_schedule(config.opt, self.batches_per_epoch)
+        optimizer = build_optimizer(config, self.batches_per_epoch)
+        model = build_model(config, data.in_channels, data.out_channels)
+        self.graphdef, variables = nnx.split(model, nnx.Param)
+        params = nnx.to_pure_dict(variables)
+        self.state = TrainState(params, optimizer.init(params), jnp.zeros(()))
+        self.position = Position()
+        self.rows: list[dict[str, Any]] = []
+        loss = LOSSES[config.opt.training_loss]
+        self._step = make_train_step(self.graphdef, optimizer, loss, data.encoding)
+        self._errors = make_error_step(self.graphdef, data.encoding)
+        self._compiled = None
+
+    def fit(self, folder: Path, checkpoints: Checkpoints) -> None:
+        """Train to the last epoch."""
+        config = self.config
+        self._compile()
+        with Interrupts() as interrupts:
+            while self.position.epoch < config.opt.n_epochs:
+                started = time.monotonic()
+                finished = self._train_epoch(interrupts)
+                if not math.isfinite(float(self.state.loss_sum)):
+                    raise DivergedError(
+                        f"training diverged in epoch {self.position.epoch + 1}: the loss is not "
+                        f"finite; lower opt.learning_rate ({config.opt.learning_rate})"
+                    )
+                if finished:
+                    self._finish_epoch(folder, started)
+                else:
+                    self._add_seconds(started)
+                due = self.position.epoch % config.opt.save_every == 0
+                last = self.position.epoch == config.opt.n_epochs
+                if due or last or not finished or interrupts.received:
+                    checkpoints.save(self.state, self.position)
+                if interrupts.received and not last:
+                    raise InterruptedRunError(
+                        f"stopped after step {self.position.step}; continue with "
+                        f"--opt.resume_from_dir {folder}"
+                    )
+
+    def _compile(self) -> None:
+        """Compile the step before the first epoch: its time and its memory are known then."""
+        batch = self.data.train[0]
+        shape = lambda x: jax.ShapeDtypeStruct((self.config.data.batch_size, *x.shape), x.dtype)
+        self._compiled = self._step.lower(
+            self.state, {k: shape(v) for k, v in batch.items()}
+        ).compile()
+
+    def _train_epoch(self, interrupts: Interrupts) -> bool:
+        """Do the rest of an epoch; False if it was interrupted."""
+        config, position = self.config, self.position
+        assert self._compiled is not None
+        source = batches(
+            self.data.train,
+            config.data.batch_size,
+            seed=config.seed,
+            epoch=position.epoch,
+            start=position.batch,
+        )
+        bar = tqdm(
+            total=self.batches_per_epoch,
+            initial=position.batch,
+            desc=f"epoch {position.epoch + 1}/{config.opt.n_epochs}",
+            unit="step",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        done = position.batch
+        with bar:
+            for batch in source:
+                if done == self.batches_per_epoch or interrupts.received:
+                    break
+                self.state = self._compiled(self.state, batch)
+                done += 1
+                bar.update()
+        steps = position.step + done - position.batch
+        self.position = Position(position.epoch, done, steps, position.seconds)
+        return done == self.batches_per_epoch
+
+    def _finish_epoch(self, folder: Path, started: float) -> None:
+        train_loss = float(self.state.loss_sum) / self.batches_per_epoch
+        tests = {str(test.resolution): self._test(test) for test in self.data.tests}
+        last_step = self.position.step - 1
+        self.state = self.state._replace(loss_sum=jnp.zeros(()))
+        self.position = Position(
+            self.position.epoch + 1, 0, self.position.step, self.position.seconds
+        )
+        self._add_seconds(started)
+        row = {
+            "epoch": self.position.epoch,
+            "step": self.position.step,
+            "train_loss": train_loss,
+            "learning_rate": float(self.schedule(last_step)),
+            "seconds": round(self.position.seconds, 3),
+            "tests": tests,
+        }
+        self.rows.append(row)
+        append_metrics(folder, row)
+        tqdm.write(_epoch_line(row, self.config))
+
+    def _add_seconds(self, started: float) -> None:
+        p = self.position
+        self.position = Position(p.epoch, p.batch, p.step, p.seconds + time.monotonic() - started)
+
+    def _test(self, test: TestSet) -> dict[str, float]:
+        """Return the mean relative errors over a test set."""
+        errors: dict[str, list[np.ndarray]] = {name: [] for name in LOSSES}
+        for batch in batches(
+            test.source, test.batch_size, seed=0, shuffle=False, drop_remainder=False
+        ):
+            n = len(batch["x"])
+            # Every batch has the same size, so that nothing is compiled for a remainder.
+            padded = {k: np.resize(v, (test.batch_size, *v.shape[1:])) for k, v in batch.items()}
+            for name, values in self._errors(self.state.params, padded).items():
+                errors[name].append(np.asarray(values)[:n])
+        return {name: float(np.mean(np.concatenate(values))) for name, values in errors.items()}
+
+    def report(self, folder: Path) -> None:
+        """Write the pictures and the summary, and print the table of bytes."""
+        report.plot_loss(self.rows, folder / "loss.png")
+        sample = self.data.tests[0].source[0]
+        prediction = jax.jit(
+            lambda params, x: predict(self.graphdef, params, x, self.data.encoding)
+        )(self.state.params, sample["x"][None])[0]
+        report.plot_prediction(
+            sample["x"], sample["y"], np.asarray(prediction), folder / "prediction.png"
+        )
+        params = self.state.params
+        ours = tg.state_bytes(self.state.opt_state)
+        adamw = tg.state_bytes(jax.eval_shape(optax.adamw(1e-3).init, params))
+        last = self.rows[-1]
+        at_training = last["tests"].get(str(self.config.data.train_resolution), {})
+        report.write_summary(
+            folder / "summary.json",
+            {
+                "n_params": sum(x.size for x in jax.tree.leaves(params)),
+                "steps": self.position.step,
+                "seconds": round(self.position.seconds, 3),
+                "train_loss": last["train_loss"],
+                "test_l2": at_training.get("l2"),
+                "test_h1": at_training.get("h1"),
+                "tests": last["tests"],
+                "optimizer_state_bytes": ours["total"],
+                "adamw_state_bytes": adamw["total"],
+                "peak_bytes": self._peak_bytes(),
+            },
+        )
+        n_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+        row = lambda name, counts: report.MemoryRow(
+            name, n_bytes, counts["moments"], counts["basis"], counts["other"], adamw["total"]
+        )
+        names = ["this run", "optax.adamw"]
+        print("\nOptimizer state, bytes")
+        print(report.memory_table([row(n, c) for n, c in zip(names, (ours, adamw), strict=True)]))
+        print(f"\nWritten to {folder}: summary.json, metrics.jsonl, loss.png, prediction.png")
+
+    def _peak_bytes(self) -> int | None:
+        """Return the allocator's peak, or where there is none the compiled step's own count."""
+        stats = jax.local_devices()[0].memory_stats()
+        if stats and "peak_bytes_in_use" in stats:
+            return stats["peak_bytes_in_use"]
+        analysis = self._compiled.memory_analysis() if self._compiled is not None else None
+        if analysis is None:
+            return None
+        return (
+            analysis.argument_size_in_bytes
+            + analysis.output_size_in_bytes
+            + analysis.temp_size_in_bytes
+            - analysis.alias_size_in_bytes
+        )
+
+
+def _epoch_line(row: dict[str, Any], config: Config) -> str:
+    tests = "  ".join(
+        f"test {resolution}: L2 {errors['l2']:.4f} H1 {errors['h1']:.4f}"
+        for resolution, errors in row["tests"].items()
+    )
+    width = len(str(config.opt.n_epochs))
+    return (
+        f"epoch {row['epoch']:>{width}}/{config.opt.n_epochs}  "
+        f"train {config.opt.training_loss.upper()} {row['train_loss']:.4f}  {tests}  "
+        f"rate {row['learning_rate']:.1e}  {row['seconds']:.0f} s"
+    )

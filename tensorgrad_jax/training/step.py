@@ -1,0 +1,83 @@
+"""The compiled steps: one update of parameters and optimizer state, one batch of test errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from tensorgrad_jax.data.normalizers import UnitGaussianNormalizer
+from tensorgrad_jax.training.build import LOSSES
+
+
+class TrainState(NamedTuple):
+    """Everything that changes from step to step; what a checkpoint holds.
+
+    Attributes:
+        params: the model's `nnx.Param` variables.
+        opt_state: the optimizer's state.
+        loss_sum: float32 (), sum of the training losses of this epoch's batches so far. It stays
+            on the device, so that no step waits for the host.
+    """
+
+    params: Any
+    opt_state: optax.OptState
+    loss_sum: Array
+
+
+class Encoding(NamedTuple):
+    """How fields are normalised before and after the model; None leaves them as they are."""
+
+    x: UnitGaussianNormalizer | None
+    y: UnitGaussianNormalizer | None
+
+
+def predict(graphdef: Any, params: Any, x: Array, encoding: Encoding) -> Array:
+    """Return the model's prediction in physical units for an input in physical units."""
+    x = x if encoding.x is None else encoding.x.encode(x)
+    prediction = nnx.merge(graphdef, params)(x)
+    return prediction if encoding.y is None else encoding.y.decode(prediction)
+
+
+def make_train_step(
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[..., Array],
+    encoding: Encoding,
+) -> Callable[..., TrainState]:
+    """Return the jitted function (state, batch) -> state; the given state's buffers are reused.
+
+    The loss is taken in physical units: it is the error that will be reported.
+    """
+
+    def objective(params, batch):
+        return loss(predict(graphdef, params, batch["x"], encoding), batch["y"])
+
+    def step(state: TrainState, batch: dict[str, Array]) -> TrainState:
+        value, gradients = jax.value_and_grad(objective)(state.params, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.loss_sum + value.astype(jnp.float32))
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_error_step(graphdef: Any, encoding: Encoding) -> Callable[..., dict[str, Array]]:
+    """Return the jitted function (params, batch) -> {"l2", "h1"}, relative, (batch,) each.
+
+    A sample's error is the mean over its channels.
+    """
+
+    def errors(params, batch):
+        prediction = predict(graphdef, params, batch["x"], encoding)
+        return {
+            name: loss(prediction, batch["y"], reduction="none").mean(axis=-1)
+            for name, loss in LOSSES.items()
+        }
+
+    return jax.jit(errors)
