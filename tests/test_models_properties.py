@@ -17,6 +17,7 @@ from tensorgrad_jax.models import (
     tensor_specs,
     to_neuralop,
 )
+from tensorgrad_jax.models.fourier import choose_method, kept_frequencies
 
 from tensorgrad_jax.projections.base import TensorSpec
 
@@ -70,8 +71,10 @@ GRIDS = [
 ]
 
 
-@pytest.mark.parametrize(("grid", "n_modes"), GRIDS)
-@pytest.mark.parametrize("reference_shift", [False, True])
+@pytest.mark.parametrize(
+    ("grid", "n_modes", "reference_shift"),
+    [(*case, False) for case in GRIDS] + [(*case, True) for case in GRIDS[3:]],
+)
 def test_fft_and_matrix_agree(grid, n_modes, reference_shift):
     x = jax.random.normal(jax.random.key(1), (2, *grid, 3))
     values = {}
@@ -89,6 +92,16 @@ def test_fft_and_matrix_agree(grid, n_modes, reference_shift):
         values[transform] = (y, gradient["spectral_weight"][...], dx)
     for by_fft, by_matrix in zip(values["fft"], values["matrix"], strict=True):
         assert relative_error(by_matrix, by_fft) <= 1e-6
+
+
+def test_auto_is_matrix_where_few_modes_are_kept():
+    def chosen(n, m, dim):
+        grid = (n,) * dim
+        return choose_method(grid, kept_frequencies(grid, (*(m,) * (dim - 1), m // 2 + 1)))
+
+    assert [chosen(64, m, 2) for m in (16, 32, 64)] == ["matrix", "matrix", "fft"]
+    assert [chosen(1024, m, 1) for m in (16, 64)] == ["matrix", "fft"]
+    assert [chosen(32, m, 3) for m in (16, 32)] == ["matrix", "fft"]
 
 
 @pytest.mark.parametrize("transform", ["fft", "matrix"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tensorgrad_jax.data.random_fields import periodic_gaussian_field
 
@@ -35,7 +35,8 @@ def solve_navier_stokes(
         u = (d psi / d x_2, -d psi / d x_1),    -Laplace(psi) = omega
 
     so that omega = d u_2 / d x_1 - d u_1 / d x_2, positive for anticlockwise rotation. All
-    quantities are dimensionless; with unit velocity and length the Reynolds number is 1 / viscosity.
+    quantities are dimensionless; with unit velocity and length the Reynolds number is
+    1 / viscosity.
 
     Space: Fourier-Galerkin on the frequencies |k_i| < n/3. Products are formed on the grid, where
     that cut (the two-thirds rule) keeps them free of aliasing. What forcing and initial
@@ -60,7 +61,7 @@ def solve_navier_stokes(
 
     References:
         Basdevant, "Technical improvements for direct numerical simulation of homogeneous
-        three-dimensional turbulence", J. Comput. Phys. 50 (1983): four transforms per right-hand side.
+        three-dimensional turbulence", J. Comput. Phys. 50 (1983): four transforms per slope.
         Canuto et al., "Spectral Methods in Fluid Dynamics", 1988: integrating factors, de-aliasing.
     """
     for name, value in (("viscosity", viscosity), ("t_end", t_end), ("dt", dt)):
@@ -88,8 +89,9 @@ def solve_navier_stokes(
     n_bad = int(np.sum(~(_norm(w) <= bound)))  # written so that NaN counts as bad
     if n_bad:
         raise UnstableError(
-            f"dt={dt} is too large for resolution {n} and viscosity {viscosity}: {n_bad} of {len(w)} "
-            f"solutions blew up before t_end={t_end}; try dt={dt / 2:g}, or a lower resolution"
+            f"dt={dt} is too large for resolution {n} and viscosity {viscosity}: {n_bad} of "
+            f"{len(w)} solutions blew up before t_end={t_end}; try dt={dt / 2:g}, or a lower "
+            "resolution"
         )
     return w.reshape(*batch, n, n)
 
@@ -112,9 +114,9 @@ def navier_stokes_samples(
     vorticity then has root mean square 0.88. Sample i depends on seed, split, i and the options of
     the flow, not on which other samples are asked for.
 
-    At resolution 64, viscosity 1/500 and dt 0.05 the error of the time step is 1e-5 of the solution,
-    that of the 64x64 grid 4e-3 (against 128x128). For smaller ones generate on a finer grid and
-    let :func:`open_dataset` take every second point.
+    At resolution 64, viscosity 1/500 and dt 0.05 the error of the time step is 1e-5 of the
+    solution, that of the 64x64 grid 4e-3 (against 128x128). For smaller ones generate on a finer
+    grid and let :func:`open_dataset` take every second point.
 
     Args:
         indices: numbers of the samples, from 0.
@@ -155,7 +157,7 @@ def _integrate(
     initial_vorticity: Float[Array, "b n n"],
     viscosity: Float[Array, ""],
     dt: Float[Array, ""],
-    n_steps: int,
+    n_steps: Int[Array, ""] | int,
 ) -> Float[Array, "b n n"]:
     n, dtype = forcing.shape[-1], forcing.dtype
     k1 = jnp.fft.fftfreq(n, 1 / n).astype(dtype)[:, None]
@@ -166,7 +168,7 @@ def _integrate(
 
     # Velocity from vorticity: u_k = (i k_2, -i k_1) omega_k / |k|^2.
     velocity = 1j * jnp.stack([k2 * inverse, -k1 * inverse])
-    # -u.grad(omega) = (d_2^2 - d_1^2)(u_1 u_2) - d_1 d_2 (u_2^2 - u_1^2), as u is free of divergence.
+    # u is free of divergence: -u.grad(omega) = (d_2^2 - d_1^2)(u_1 u_2) - d_1 d_2 (u_2^2 - u_1^2).
     advection = jnp.where(kept, jnp.stack([k1**2 - k2**2, k1 * k2]), 0)
     # Exact viscous decay over half a step and over a whole one.
     half = jnp.exp(-viscosity * squared * dt / 2)

@@ -24,8 +24,8 @@ def periodic_gaussian_field(
 
     with complex standard normal xi_k, E|xi_k|^2 = 1, xi_{-k} = conj(xi_k). The Laplacian is that of
     [0, 2 pi)^2, hence the integer k, and the eigenfunctions exp(i k.x) have *mean* square 1, not
-    integral 1. So E f(x)^2 = sum_k lambda_k at every x: 0.186^2 with the default numbers. The mean of
-    every draw is zero.
+    integral 1. So E f(x)^2 = sum_k lambda_k at every x: 0.186^2 with the default numbers. The mean
+    of every draw is zero.
 
     xi_k depends on the key and on k alone. Draws at two resolutions are therefore the same
     function up to the frequencies that only the finer grid has; frequencies |k_i| >= n/2 are left

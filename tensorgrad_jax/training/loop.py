@@ -177,7 +177,7 @@ class Training:
             "epoch": self.position.epoch,
             "step": self.position.step,
             "train_loss": train_loss,
-            "learning_rate": float(self.schedule(last_step)),
+            "learning_rate": float(np.asarray(self.schedule(last_step))),
             "seconds": round(self.position.seconds, 3),
             "tests": tests,
         }

@@ -66,7 +66,7 @@ def config_to_resume(argv: list[str], config: Config) -> Config:
     saved = parse(["--config_file", str(saved_file)])
     if not any(a.split("=")[0] == "--config_file" for a in argv):
         config = parse(["--config_file", str(saved_file), *argv])
-    free = set(_FREE)
+    free: set[str] = set(_FREE)
     if saved.opt.scheduler != "CosineAnnealingLR" or saved.opt.scheduler_T_max is not None:
         free.add("opt.n_epochs")  # else the learning rate of every epoch depends on it
     for name in ("seed", "data", "fno", "opt"):
