@@ -214,20 +214,19 @@ def test_batches_are_a_function_of_seed_epoch_and_index():
     source = numbers(11)
     take = lambda **options: [b["x"][:, 0].tolist() for b in batches(source, 3, **options)]
     first = take(seed=0)
-    assert len(first) == n_batches(source, 3) == 3
+    assert len(first) == n_batches(source, 3) == 4
     assert take(seed=0) == first
     assert take(seed=0, start=1) == first[1:]
-    assert take(seed=0, start=3) == []
+    assert take(seed=0, start=4) == []
     assert take(seed=0, epoch=1) != first
     assert take(seed=1) != first
-    whole = take(seed=0, drop_remainder=False)
-    assert len(whole) == n_batches(source, 3, drop_remainder=False) == 4
-    assert sorted(itertools.chain(*whole)) == list(range(11))
-    assert take(seed=5, shuffle=False, drop_remainder=False) == [
-        [0, 1, 2],
-        [3, 4, 5],
-        [6, 7, 8],
-        [9, 10],
-    ]
-    with pytest.raises(ValueError, match="2 samples make no batch of 3"):
-        batches(numbers(2), 3, seed=0)
+    # Every sample once, and one more to fill the last batch.
+    in_order = list(itertools.chain(*first))
+    assert sorted(in_order[:11]) == list(range(11))
+    assert in_order[11] in range(11)
+    assert take(seed=5, shuffle=False) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 0]]
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    (batch,) = batches(numbers(2), 5, seed=0, shuffle=False)
+    assert batch["x"][:, 0].tolist() == [0, 1, 0, 1, 0]

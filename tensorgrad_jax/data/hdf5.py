@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -62,7 +62,7 @@ class FieldSource:
             return {name: self.arrays[name][index] for name in _FIELDS}
         # Opened anew: handles are not shared between the loader's threads.
         with _open(self.path) as file:
-            return {name: self._laid_out(file[name][index][None])[0] for name in _FIELDS}
+            return {n: self._laid_out(_field(file, n)[index][None])[0] for n in _FIELDS}
 
     def _laid_out(self, samples: np.ndarray) -> np.ndarray:
         """Return samples as (N, *grid, C), strided."""
@@ -107,7 +107,7 @@ def open_dataset(
     path = root / file_name(problem, split, finer[0])
     with _open(path) as file:
         shapes = {name: _checked_shape(path, file, name) for name in _FIELDS}
-        counts = {name: file[name].shape[0] for name in _FIELDS}
+        counts = {name: _field(file, name).shape[0] for name in _FIELDS}
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: x has {counts['x']} samples, y has {counts['y']}")
     available = counts["x"]
@@ -121,7 +121,7 @@ def open_dataset(
         return source
     with _open(path) as file:
         try:
-            raw = {name: np.asarray(file[name][:n_samples]) for name in _FIELDS}
+            raw = {name: np.asarray(_field(file, name)[:n_samples]) for name in _FIELDS}
         except OSError as error:
             raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
     arrays = {name: source._laid_out(samples) for name, samples in raw.items()}
@@ -144,6 +144,10 @@ def _open(path: Path) -> h5py.File:
         raise DataError(f"{path}: not a readable HDF5 file ({error})") from error
 
 
+def _field(file: h5py.File, name: str) -> h5py.Dataset:
+    return cast(h5py.Dataset, file[name])
+
+
 def _checked_shape(path: Path, file: h5py.File, name: str) -> tuple[int, ...]:
     field = file.get(name)
     if not isinstance(field, h5py.Dataset):
@@ -159,7 +163,7 @@ def _checked_shape(path: Path, file: h5py.File, name: str) -> tuple[int, ...]:
 def _checked_samples(path: Path, file: h5py.File) -> int:
     for name in _FIELDS:
         _checked_shape(path, file, name)
-    return file["x"].shape[0]
+    return _field(file, "x").shape[0]
 
 
 def _dimension(path: Path, shapes: Mapping[str, tuple[int, ...]], resolution: int) -> int:
@@ -226,7 +230,7 @@ def write_resumably(
         try:
             with h5py.File(partial, "r") as file:
                 _check_options(partial, file, options)
-                if file["y"].shape[0] != n_samples:
+                if _field(file, "y").shape[0] != n_samples:
                     raise DataError(f"{partial}: for another number of samples")
         except (OSError, KeyError, DataError):
             partial.unlink()  # Killed while HDF5 was writing its own tables, or by other options.
@@ -238,12 +242,12 @@ def write_resumably(
                 )
             file.attrs.update(options)
             file.attrs["done"] = 0
-        done = int(file.attrs["done"])
+        done = int(np.asarray(file.attrs["done"]))
         progress(done)
         while done < n_samples:
             numbers = range(done, min(done + chunk, n_samples))
             for name, values in zip(_FIELDS, make(numbers), strict=True):
-                file[name][numbers.start : numbers.stop] = values
+                _field(file, name)[numbers.start : numbers.stop] = values
             file.flush()
             done = numbers.stop
             file.attrs["done"] = done

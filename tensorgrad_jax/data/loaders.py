@@ -12,10 +12,9 @@ import numpy as np
 _PREFETCHED = 4
 
 
-def n_batches(source: Any, batch_size: int, *, drop_remainder: bool = True) -> int:
+def n_batches(source: Any, batch_size: int) -> int:
     """Return the number of batches in an epoch."""
-    full, rest = divmod(len(source), batch_size)
-    return full + (rest > 0 and not drop_remainder)
+    return -(-len(source) // batch_size)
 
 
 def batches(
@@ -26,11 +25,12 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     shuffle: bool = True,
-    drop_remainder: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Return the batches of one epoch.
+    """Return the batches of one epoch, all of the same size.
 
-    Batch i depends on seed, epoch and i alone: an epoch can be entered anywhere.
+    Every sample is seen; where their number is no multiple of the batch size, the last batch is
+    filled up with samples that are seen twice. Batch i depends on seed, epoch and i alone: an
+    epoch can be entered anywhere.
 
     Args:
         source: random access to samples, dictionaries of arrays.
@@ -39,20 +39,15 @@ def batches(
         epoch: number of the epoch; each has its own order.
         start: batches to leave out at the beginning.
         shuffle: whether to shuffle at all.
-        drop_remainder: leave out a last batch that is not full.
-
-    Raises:
-        ValueError: if there is not one batch.
     """
-    n = n_batches(source, batch_size, drop_remainder=drop_remainder)
-    if n == 0:
-        raise ValueError(f"batches: {len(source)} samples make no batch of {batch_size}")
+    n = n_batches(source, batch_size)
     samples = grain.MapDataset.source(source)
     if shuffle:
         # One seed per epoch: SeedSequence mixes the two as no sum of them could.
         mixed = np.random.SeedSequence([seed, epoch]).generate_state(1)[0]
         samples = samples.shuffle(seed=int(mixed))
-    whole = samples.batch(batch_size, drop_remainder=drop_remainder)
+    # Rounds after the first only fill up the last batch.
+    whole = samples.repeat(-(-n * batch_size // len(source))).batch(batch_size)
     return iter(
         whole[start:n].to_iter_dataset(
             grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCHED)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -144,11 +145,12 @@ def _norm(fields):
         return np.sqrt(np.mean(np.square(fields, dtype=np.float64), axis=(-2, -1)))
 
 
+@partial(jax.jit, static_argnames=("resolution", "dtype"))
 def _forcings(key, indices, resolution, dtype):
     def draw(i):
         return periodic_gaussian_field(jax.random.fold_in(key, i), resolution, dtype=dtype)
 
-    return jax.jit(jax.vmap(draw))(indices)
+    return jax.vmap(draw)(indices)
 
 
 @jax.jit

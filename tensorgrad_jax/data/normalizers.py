@@ -57,7 +57,7 @@ class UnitGaussianNormalizer:
         """
         if axes is not None and 0 not in axes:
             raise ValueError(f"UnitGaussianNormalizer: axes must hold 0, the samples, got {axes}")
-        count, mean, squares = 0, np.float64(0), np.float64(0)
+        count, mean, squares = 0, np.zeros(1), np.zeros(1)
         for batch in _in_batches(source, field):
             batch = batch.astype(np.float64)
             reduced = tuple(range(batch.ndim - 1)) if axes is None else axes

@@ -10,7 +10,9 @@ import optax
 from flax import nnx
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.models import FNO, tensor_specs
+
+# Installed from models/, which type checkers do not see.
+from tensorgrad_jax.models import FNO, tensor_specs  # pyright: ignore[reportMissingImports]
 from tensorgrad_jax.training.config import ProjectionPart, resolve_projection_plan
 from tensorgrad_jax.training.losses import h1_loss, lp_loss
 from tensorgrad_jax.training.options import Config, OptConfig

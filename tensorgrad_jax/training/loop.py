@@ -192,15 +192,11 @@ class Training:
     def _test(self, test: TestSet) -> dict[str, float]:
         """Return the mean relative errors over a test set."""
         errors: dict[str, list[np.ndarray]] = {name: [] for name in LOSSES}
-        for batch in batches(
-            test.source, test.batch_size, seed=0, shuffle=False, drop_remainder=False
-        ):
-            n = len(batch["x"])
-            # Every batch has the same size, so that nothing is compiled for a remainder.
-            padded = {k: np.resize(v, (test.batch_size, *v.shape[1:])) for k, v in batch.items()}
-            for name, values in self._errors(self.state.params, padded).items():
-                errors[name].append(np.asarray(values)[:n])
-        return {name: float(np.mean(np.concatenate(values))) for name, values in errors.items()}
+        for batch in batches(test.source, test.batch_size, seed=0, shuffle=False):
+            for name, values in self._errors(self.state.params, batch).items():
+                errors[name].append(np.asarray(values))
+        n = len(test.source)  # what fills up the last batch does not count
+        return {name: float(np.mean(np.concatenate(parts)[:n])) for name, parts in errors.items()}
 
     def report(self, folder: Path) -> None:
         """Write the pictures and the summary, and print the table of bytes."""
