@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tensorgrad_jax.data.hdf5 import DataError, file_name, write_resumably
-from tensorgrad_jax.data.navier_stokes import UnstableError, navier_stokes_samples
+from tensorgrad_jax.data.hdf5 import DataError, file_name
+from tensorgrad_jax.data.navier_stokes import navier_stokes_samples
+from tensorgrad_jax.data.writing import write_resumably
 
 _CHUNK = 32
 
@@ -45,9 +46,13 @@ def generate_navier_stokes(
         The paths of the two files.
 
     Raises:
-        DataError: if a file is there that was made with other options, or the time step is too
-            large.
+        DataError: if an option is out of range, a file is there that was made with other options,
+            or the time step is too large.
     """
+    if resolution < 4:
+        raise DataError(f"resolution: got {resolution}, expected at least 4")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"seed: got {seed}, expected an integer from 0 to 2^32 - 1")
     options = {
         "viscosity": viscosity,
         "t_end": t_end,
@@ -80,7 +85,9 @@ def generate_navier_stokes(
                     _CHUNK,
                     lambda done, bar=bar: bar.update(done - bar.n),
                 )
-            except UnstableError as error:
+            except DataError:
+                raise
+            except ValueError as error:  # of the solver: an option, or an unstable solution
                 raise DataError(f"{path}: {error}") from error
         if made:
             print(f"generated {path}: {n} samples of {resolution}x{resolution}")

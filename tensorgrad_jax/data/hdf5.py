@@ -1,4 +1,4 @@
-"""Data sets in HDF5 files: finding, checking, reading and writing them.
+"""Data sets in HDF5 files: finding, checking and reading them.
 
 A file holds two data sets, `x` and `y`, of shape (N, *grid) or (N, C, *grid), float32, chunked by
 sample. Read, a sample is {"x": (*grid, C), "y": (*grid, C)}: channels last, as the models want it.
@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import h5py
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Float
 # Files up to this size are read at once; of larger ones a sample is read when it is asked for.
 IN_MEMORY_BYTES = 2**30
 
-_FIELDS = ("x", "y")
+FIELDS = ("x", "y")
 
 
 class DataError(ValueError):
@@ -59,10 +59,11 @@ class FieldSource:
         if not 0 <= index < self.n_samples:
             raise IndexError(f"sample {index} of {self.n_samples}")
         if self.arrays is not None:
-            return {name: self.arrays[name][index] for name in _FIELDS}
+            return {name: self.arrays[name][index] for name in FIELDS}
         # Opened anew: handles are not shared between the loader's threads.
-        with _open(self.path) as file:
-            return {n: self._laid_out(_field(file, n)[index][None])[0] for n in _FIELDS}
+        with open_file(self.path) as file:
+            raw = _read(self.path, file, slice(index, index + 1))
+        return {name: self._laid_out(samples)[0] for name, samples in raw.items()}
 
     def _laid_out(self, samples: np.ndarray) -> np.ndarray:
         """Return samples as (N, *grid, C), strided."""
@@ -105,9 +106,9 @@ def open_dataset(
             f"no {wanted.name} in {root}, and none of a multiple of that resolution; found {found}"
         )
     path = root / file_name(problem, split, finer[0])
-    with _open(path) as file:
-        shapes = {name: _checked_shape(path, file, name) for name in _FIELDS}
-        counts = {name: _field(file, name).shape[0] for name in _FIELDS}
+    with open_file(path) as file:
+        shapes = {name: _checked_shape(path, file, name) for name in FIELDS}
+        counts = {name: _field(file, name).shape[0] for name in FIELDS}
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: x has {counts['x']} samples, y has {counts['y']}")
     available = counts["x"]
@@ -119,15 +120,9 @@ def open_dataset(
     n_bytes = 4 * n_samples * sum(int(np.prod(s)) for s in shapes.values())
     if n_bytes > IN_MEMORY_BYTES:
         return source
-    with _open(path) as file:
-        try:
-            raw = {name: np.asarray(_field(file, name)[:n_samples]) for name in _FIELDS}
-        except OSError as error:
-            raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
+    with open_file(path) as file:
+        raw = _read(path, file, slice(n_samples))
     arrays = {name: source._laid_out(samples) for name, samples in raw.items()}
-    for name, samples in arrays.items():
-        if not np.all(np.isfinite(samples)):
-            raise DataError(f"{path}: {name} holds values that are not finite")
     return dataclasses.replace(source, arrays=arrays)
 
 
@@ -137,11 +132,24 @@ def _resolutions(root: Path, problem: str, split: str) -> list[int]:
     return sorted(int(m.group(1)) for m in matches if m)
 
 
-def _open(path: Path) -> h5py.File:
+def open_file(path: Path) -> h5py.File:
+    """Open a file for reading."""
     try:
         return h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path}: not a readable HDF5 file ({error})") from error
+
+
+def _read(path: Path, file: h5py.File, samples: slice) -> dict[str, np.ndarray]:
+    """Return samples of x and y as they are in the file."""
+    try:
+        fields = {name: np.asarray(_field(file, name)[samples]) for name in FIELDS}
+    except OSError as error:
+        raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
+    for name, values in fields.items():
+        if not np.all(np.isfinite(values)):
+            raise DataError(f"{path}: {name} holds values that are not finite")
+    return fields
 
 
 def _field(file: h5py.File, name: str) -> h5py.Dataset:
@@ -160,8 +168,9 @@ def _checked_shape(path: Path, file: h5py.File, name: str) -> tuple[int, ...]:
     return tuple(field.shape[1:])
 
 
-def _checked_samples(path: Path, file: h5py.File) -> int:
-    for name in _FIELDS:
+def sample_count(path: Path, file: h5py.File) -> int:
+    """Return the number of samples of a file that holds x and y."""
+    for name in FIELDS:
         _checked_shape(path, file, name)
     return _field(file, "x").shape[0]
 
@@ -183,85 +192,3 @@ def _dimension(path: Path, shapes: Mapping[str, tuple[int, ...]], resolution: in
     if len(dimensions) > 1:
         raise DataError(f"{path}: x and y have grids of different dimension: {dict(shapes)}")
     return dimensions.pop()
-
-
-def write_resumably(
-    path: Path,
-    n_samples: int,
-    sample_shape: tuple[int, ...],
-    options: Mapping[str, Any],
-    make: Any,
-    chunk: int,
-    progress: Any,
-) -> bool:
-    """Write `n_samples` samples in chunks; a process that is killed continues where it was.
-
-    The file is `<path>.partial` until it is complete.
-
-    Args:
-        path: the file to write.
-        n_samples: number of samples.
-        sample_shape: shape of one sample of x and of y.
-        options: what the samples depend on; kept as attributes of the file. A file that is there
-            already must have been made with the same ones.
-        make: function from a range of sample numbers to the arrays x and y.
-        chunk: samples to make at a time.
-        progress: called with the number of samples that are done.
-
-    Returns:
-        False if the complete file was there already.
-
-    Raises:
-        DataError: if a file is there that was made with other options or has fewer samples.
-    """
-    if path.exists():
-        with _open(path) as file:
-            _check_options(path, file, options)
-            present = _checked_samples(path, file)
-        if present < n_samples:
-            raise DataError(
-                f"{path}: has {present} samples, {n_samples} are wanted; remove the file or "
-                "choose another folder"
-            )
-        return False
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists():
-        try:
-            with h5py.File(partial, "r") as file:
-                _check_options(partial, file, options)
-                if _field(file, "y").shape[0] != n_samples:
-                    raise DataError(f"{partial}: for another number of samples")
-        except (OSError, KeyError, DataError):
-            partial.unlink()  # Killed while HDF5 was writing its own tables, or by other options.
-    with h5py.File(partial, "a") as file:
-        if "done" not in file.attrs:
-            for name in _FIELDS:
-                file.require_dataset(
-                    name, (n_samples, *sample_shape), np.float32, chunks=(1, *sample_shape)
-                )
-            file.attrs.update(options)
-            file.attrs["done"] = 0
-        done = int(np.asarray(file.attrs["done"]))
-        progress(done)
-        while done < n_samples:
-            numbers = range(done, min(done + chunk, n_samples))
-            for name, values in zip(_FIELDS, make(numbers), strict=True):
-                _field(file, name)[numbers.start : numbers.stop] = values
-            file.flush()
-            done = numbers.stop
-            file.attrs["done"] = done
-            file.flush()
-            progress(done)
-    partial.rename(path)
-    return True
-
-
-def _check_options(path: Path, file: h5py.File, options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        found = file.attrs.get(name)
-        if found is None or found != value:
-            raise DataError(
-                f"{path}: made with {name}={'unknown' if found is None else found}, not {value}; "
-                "remove the file or choose another folder"
-            )

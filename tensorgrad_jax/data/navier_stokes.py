@@ -112,11 +112,11 @@ def navier_stokes_samples(
 
     The forcing is a draw of N(0, 27 (-Laplace + 9)^(-4)) on [0, 2 pi)^2
     (:func:`periodic_gaussian_field`, root mean square 0.19). With viscosity 1/500 and t_end 5 the
-    vorticity then has root mean square 0.88. Sample i depends on seed, split, i and the options of
+    vorticity then has root mean square 0.86. Sample i depends on seed, split, i and the options of
     the flow, not on which other samples are asked for.
 
     At resolution 64, viscosity 1/500 and dt 0.05 the error of the time step is 1e-5 of the
-    solution, that of the 64x64 grid 4e-3 (against 128x128). For smaller ones generate on a finer
+    solution, that of the 64x64 grid 5e-3 (against 128x128). For smaller ones generate on a finer
     grid and let :func:`open_dataset` take every second point.
 
     Args:

@@ -1,0 +1,151 @@
+"""Writing data sets so that a process that is killed loses nothing but its last chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from tensorgrad_jax.data.hdf5 import FIELDS, DataError, open_file, sample_count
+
+
+def write_resumably(
+    path: Path,
+    n_samples: int,
+    sample_shape: tuple[int, ...],
+    options: Mapping[str, Any],
+    make: Callable[[range], tuple[np.ndarray, np.ndarray]],
+    chunk: int,
+    progress: Callable[[int], Any],
+) -> bool:
+    """Write `n_samples` samples in chunks; a process that is killed continues where it was.
+
+    The file is `<path>.partial` until it is complete. One process at a time writes into a folder;
+    another one waits, then finds the file complete.
+
+    Args:
+        path: the file to write.
+        n_samples: number of samples.
+        sample_shape: shape of one sample of x and of y.
+        options: what the samples depend on; kept as attributes of the file. A file that is there
+            already must have been made with the same ones.
+        make: function from a range of sample numbers to the arrays x and y.
+        chunk: samples to make at a time.
+        progress: called with the number of samples that are done.
+
+    Returns:
+        False if the complete file was there already.
+
+    Raises:
+        DataError: if a file, complete or not, is there that was made with other options or for
+            another number of samples than fits, or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
+    with _only_writer(path.parent):
+        if path.exists():
+            _check_complete(path, n_samples, options)
+            return False
+        partial = path.with_name(path.name + ".partial")
+        try:
+            _discard_if_worthless(partial, n_samples, options)
+            with h5py.File(partial, "a") as file:
+                _fill(file, n_samples, sample_shape, options, make, chunk, progress)
+        except OSError as error:
+            raise DataError(f"{partial}: cannot be written ({error})") from error
+        partial.replace(path)
+    return True
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system releases should the process be killed.
+
+    Without it, two runs that start together would take each other's unfinished file for damaged.
+    """
+    if os.name != "posix":  # Windows has no locks on folders
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that writes into {folder}", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fill(file, n_samples, sample_shape, options, make, chunk, progress) -> None:
+    if "done" not in file.attrs:
+        for name in FIELDS:
+            file.require_dataset(
+                name, (n_samples, *sample_shape), np.float32, chunks=(1, *sample_shape)
+            )
+        file.attrs.update(options)
+        file.attrs["done"] = 0
+    done = int(file.attrs["done"])
+    progress(done)
+    while done < n_samples:
+        numbers = range(done, min(done + chunk, n_samples))
+        for name, values in zip(FIELDS, make(numbers), strict=True):
+            file[name][numbers.start : numbers.stop] = values
+        # The samples first: the count must never claim one that is not in the file.
+        file.flush()
+        done = numbers.stop
+        file.attrs["done"] = done
+        file.flush()
+        progress(done)
+
+
+def _check_complete(path: Path, n_samples: int, options: Mapping[str, Any]) -> None:
+    with open_file(path) as file:
+        _check_options(path, file, options)
+        present = sample_count(path, file)
+    if present < n_samples:
+        raise DataError(
+            f"{path}: has {present} samples, {n_samples} are wanted; remove the file or "
+            "choose another folder"
+        )
+
+
+def _discard_if_worthless(partial: Path, n_samples: int, options: Mapping[str, Any]) -> None:
+    """Remove an unfinished file that holds no sample; raise if it holds those of another set."""
+    if not partial.exists():
+        return
+    try:
+        with h5py.File(partial, "r") as file:
+            if file.attrs.get("done", 0):
+                _check_options(partial, file, options)
+                planned = sample_count(partial, file)
+                if planned != n_samples:
+                    raise DataError(
+                        f"{partial}: begun for {planned} samples, not {n_samples}; finish it with "
+                        "that number, remove the file or choose another folder"
+                    )
+                return
+    except OSError:
+        pass  # killed while HDF5 was writing its own tables: nothing in it can be read
+    partial.unlink()
+
+
+def _check_options(path: Path, file: h5py.File, options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        found = file.attrs.get(name)
+        if found is None or found != value:
+            raise DataError(
+                f"{path}: made with {name}={'unknown' if found is None else found}, not {value}; "
+                "remove the file or choose another folder"
+            )
