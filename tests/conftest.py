@@ -1,6 +1,7 @@
 """Run-time checks of annotated arrays, and what several test files share."""
 
 import os
+import tempfile
 
 # Eight host devices for the sharding tests. Level 0: the suite's time is the compiler's, its
 # arrays are tiny. Both must be set before the first use of JAX.
@@ -8,6 +9,11 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
 )
+
+# The suite builds the same programs many times (train.py started anew, say): compile them once.
+_CACHE = tempfile.TemporaryDirectory(prefix="tensorgrad-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jaxtyping
 import pytest

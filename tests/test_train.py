@@ -1,0 +1,239 @@
+"""train.py as a user meets it: what it writes, how it fails, how it continues."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import yaml
+
+import train
+from tensorgrad_jax.data import generate_navier_stokes
+from tensorgrad_jax.training import loop
+from tensorgrad_jax.training.config import parse
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    generate_navier_stokes(folder, n_train=20, n_test=5, resolution=16, t_end=0.5, dt=0.1)
+    return folder
+
+
+def arguments(data, runs, **options):
+    """A run of 3 epochs of 5 steps, refreshed at steps 0, 4, 8, 12."""
+    base = {
+        "data.root": data, "data.t_end": 0.5, "data.dt": 0.1, "data.n_train": 20,
+        "data.train_resolution": 16, "data.test_resolutions": "[16,8]", "data.n_tests": "[5]",
+        "data.test_batch_sizes": "[2]", "data.batch_size": 4, "fno.n_modes": "[4,4]",
+        "fno.hidden_channels": 6, "fno.n_layers": 2, "opt.n_epochs": 3, "opt.update_proj_gap": 4,
+        "opt.save_dir": runs,
+    }  # fmt: skip
+    chosen = base | {name.replace("__", "."): value for name, value in options.items()}
+    return [str(x) for name, value in chosen.items() for x in (f"--{name}", value)]
+
+
+def final_state(folder):
+    """Every array of the newest checkpoint, by its path."""
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        restored = manager.restore(
+            manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore())
+        )["state"]
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+    }
+
+
+def metrics(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def assert_same_run(a, b):
+    first, second = final_state(a), final_state(b)
+    assert first.keys() == second.keys()
+    for path, leaf in first.items():
+        np.testing.assert_array_equal(leaf, second[path], err_msg=path)
+    assert metrics(a) == metrics(b)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    assert train.main(arguments(data, runs, name="whole")) == 0
+    return runs / "whole"
+
+
+def test_a_run_writes_its_folder(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "prediction.png", "summary.json",
+    }  # fmt: skip
+    for picture in ("loss.png", "prediction.png"):
+        assert (finished / picture).read_bytes().startswith(b"\x89PNG")
+    rows = metrics(finished)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 5), (2, 10), (3, 15)]
+    assert set(rows[0]["tests"]) == {"16", "8"}
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 15
+    assert summary["train_loss"] == rows[-1]["train_loss"]
+    assert summary["test_l2"] == rows[-1]["tests"]["16"]["l2"]
+    assert summary["test_h1"] == rows[-1]["tests"]["16"]["h1"]
+    assert summary["tests"] == rows[-1]["tests"]
+    assert summary["peak_bytes"] > summary["optimizer_state_bytes"]
+    # Bytes: two float32 moments for each parameter and one counter each for Adam and schedule.
+    n_params = summary["n_params"]
+    assert summary["adamw_state_bytes"] == 8 * n_params + 4
+    assert summary["optimizer_state_bytes"] < summary["adamw_state_bytes"]
+    state = final_state(finished)
+    counted = sum(leaf.size for path, leaf in state.items() if path.startswith("['params']"))
+    assert counted == n_params
+
+
+def test_the_written_configuration_repeats_the_run(finished, data):
+    config = parse(["--config_file", str(finished / "config.yaml")])
+    assert config.opt.n_epochs == 3
+    assert config == parse(arguments(data, finished.parent, name="whole"))
+    assert yaml.safe_load((finished / "config.yaml").read_text())["opt"]["b2"] == 0.999
+
+
+def test_training_lowers_the_loss(finished):
+    losses = [row["train_loss"] for row in metrics(finished)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("stop_at", [3, 5, 9])
+def test_a_run_stopped_by_a_signal_continues_exactly(
+    data, finished, tmp_path, monkeypatch, stop_at, capsys
+):
+    """Stopped within an epoch, at its end, and between two refreshes: the same bits at the end."""
+    original, count = loop.batches, [0]
+
+    def interrupted(source, batch_size, **options):
+        for batch in original(source, batch_size, **options):
+            if options.get("shuffle", True):
+                count[0] += 1
+                if count[0] == stop_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(loop, "batches", interrupted)
+    assert train.main(arguments(data, tmp_path, name="whole")) == 130
+    assert "--opt.resume_from_dir" in capsys.readouterr().err
+    folder = tmp_path / "whole"
+    assert not (folder / "summary.json").exists()
+    monkeypatch.setattr(loop, "batches", original)
+    assert train.main(["--opt.resume_from_dir", str(folder)]) == 0
+    assert_same_run(folder, finished)
+
+
+def test_a_killed_run_continues_exactly(data, finished, tmp_path):
+    """SIGKILL leaves no time to save: the run goes on from the last complete checkpoint."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *arguments(data, tmp_path, name="whole")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        # The checkpoint of the first epoch is complete; that of the second may be under way.
+        if line.startswith("epoch 2/3"):
+            time.sleep(np.random.default_rng().uniform(0, 0.1))
+            process.kill()
+            break
+    process.wait()
+    folder = tmp_path / "whole"
+    assert not (folder / "summary.json").exists()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "st')  # a line that was cut
+    assert train.main(["--opt.resume_from_dir", str(folder)]) == 0
+    assert_same_run(folder, finished)
+
+
+def test_a_finished_run_resumed_only_reports(finished, tmp_path):
+    before = final_state(finished), metrics(finished)
+    assert train.main(["--opt.resume_from_dir", str(finished)]) == 0
+    assert metrics(finished) == before[1]
+    after = final_state(finished)
+    assert all(np.array_equal(after[path], leaf) for path, leaf in before[0].items())
+
+
+def test_a_diverging_run_says_so(data, tmp_path, capsys):
+    options = {"opt.learning_rate": 1e30, "opt.optimizer_type": "adamw"}
+    given = arguments(data, tmp_path, name="wild")
+    given = [*given, *(str(x) for k, v in options.items() for x in ("--" + k, v))]
+    i = given.index("--opt.update_proj_gap")
+    assert train.main(given[:i] + given[i + 2 :]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: training diverged in epoch 1")
+    assert "opt.learning_rate" in error
+    assert not any((tmp_path / "wild" / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"opt.learning_rat": 1}, "opt.learning_rate"),
+        ({"opt.learning_rate": "fast"}, "opt.learning_rate"),
+        ({"opt.n_epochs": 0}, "opt.n_epochs"),
+        ({"data.n_train": 21}, "has 20 samples, 21 are wanted"),
+        ({"data.viscosity": 0.5}, "made with viscosity=0.002, not 0.5"),
+        ({"data.root": "/nowhere", "data.generate": "False"}, "no folder /nowhere"),
+        ({"data.problem": "darcy"}, "no darcy_train_16.hdf5"),
+        ({"config_file": "absent.yaml"}, "absent.yaml"),
+        ({"opt.resume_from_dir": "/nowhere"}, "expected the folder of a run"),
+        ({"fno.n_modes": "[4,4,4]"}, "fno.n_modes"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(data, tmp_path, capsys, change, message):
+    given = arguments(data, tmp_path / "runs")
+    if "data.problem" in change or "data.generate" in change:  # flags without effect are refused
+        for name in ("--data.t_end", "--data.dt"):
+            i = given.index(name)
+            del given[i : i + 2]
+    given += [str(x) for k, v in change.items() for x in ("--" + k, v)]
+    assert train.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_is_never_written_over(data, finished, capsys):
+    assert train.main(arguments(data, finished.parent, name="whole")) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--seed", "1"], "seed: the run in .* has 0, got 1"),
+        (["--fno.hidden_channels", "7"], "fno.hidden_channels: the run in .* has 6, got 7"),
+        (["--opt.n_epochs", "9"], "opt.n_epochs: the run in .* has 3, got 9"),
+    ],
+)
+def test_a_continued_run_cannot_change(finished, capsys, change, message):
+    assert train.main(["--opt.resume_from_dir", str(finished), *change]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_step_reuses_the_buffers_of_its_state(data, tmp_path):
+    """Parameters and optimizer state are donated: the compiled step aliases all their bytes."""
+    config = parse(arguments(data, tmp_path))
+    training = loop.Training(config, loop.load_data_sets(config))
+    training._compile()
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(training.state))
+    assert training._compiled.memory_analysis().alias_size_in_bytes >= state_bytes
