@@ -9,8 +9,10 @@ The public names are listed here; `tensorgrad_jax.models` holds the Flax modules
 
 from tensorgrad_jax.optimizers import projected_adamw as projected_adamw
 from tensorgrad_jax.optimizers import tensorgrad as tensorgrad
+from tensorgrad_jax.projections import MatrixLowRank as MatrixLowRank
 from tensorgrad_jax.projections import Projection as Projection
 from tensorgrad_jax.projections import Residual as Residual
+from tensorgrad_jax.projections import StructuredSparse as StructuredSparse
 from tensorgrad_jax.projections import Sum as Sum
 from tensorgrad_jax.projections import TensorSpec as TensorSpec
 from tensorgrad_jax.projections import Tucker as Tucker

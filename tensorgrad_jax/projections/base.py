@@ -62,6 +62,13 @@ def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def check_scale(owner: str, scale: float) -> None:
+    """Raise ValueError unless `scale` is a finite number other than zero."""
+    number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not number or not math.isfinite(scale) or scale == 0:
+        raise ValueError(f"{owner}: scale must be a finite number, not zero, got {scale!r}")
+
+
 class Projection(abc.ABC):
     """A linear map of a tensor to a compact form and back, in a subspace chosen anew at times.
 

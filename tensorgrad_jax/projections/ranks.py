@@ -8,7 +8,7 @@ from fractions import Fraction
 RankSpec = int | float | tuple[int, ...] | tuple[float, ...]
 
 
-def check_rank(owner: str, rank: RankSpec) -> None:
+def check_rank(owner: str, rank: RankSpec, name: str = "rank") -> None:
     """Raise ValueError unless `rank` is a budget, a rank, or a tuple of one or the other."""
     entries = rank if isinstance(rank, tuple) else (rank,)
     allowed = (
@@ -17,12 +17,14 @@ def check_rank(owner: str, rank: RankSpec) -> None:
     )
     numbers = all(isinstance(r, int | float) and not isinstance(r, bool) for r in entries)
     if not entries or not numbers or len({isinstance(r, float) for r in entries}) > 1:
-        raise ValueError(f"{owner}: rank must be {allowed}, got {rank!r}")
+        raise ValueError(f"{owner}: {name} must be {allowed}, got {rank!r}")
     if any((isinstance(r, float) and not 0 < r <= 1) or r <= 0 for r in entries):
-        raise ValueError(f"{owner}: rank must be {allowed}, got {rank!r}")
+        raise ValueError(f"{owner}: {name} must be {allowed}, got {rank!r}")
 
 
-def resolve_ranks(owner: str, rank: RankSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+def resolve_ranks(
+    owner: str, rank: RankSpec, shape: tuple[int, ...], name: str = "rank"
+) -> tuple[int, ...]:
     """Return the rank of every mode of a tensor of this shape.
 
     Raises:
@@ -31,7 +33,7 @@ def resolve_ranks(owner: str, rank: RankSpec, shape: tuple[int, ...]) -> tuple[i
     if isinstance(rank, tuple):
         if len(rank) != len(shape):
             raise ValueError(
-                f"{owner}: rank={rank!r} has {len(rank)} entries for a tensor of shape {shape}"
+                f"{owner}: {name}={rank!r} has {len(rank)} entries for a tensor of shape {shape}"
             )
         return tuple(
             max(1, _floor(r, d)) if isinstance(r, float) else min(r, d)

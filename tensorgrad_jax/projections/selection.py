@@ -1,6 +1,6 @@
 """Choosing k of n entries.
 
-Two ways, with different costs and different states:
+Three ways, with different costs and different states:
 
 - `topk`: the k entries of largest magnitude. Their indices depend on data and must be kept.
 - `randk`: one entry of each of k consecutive blocks, block i being [floor(i n / k),
@@ -8,15 +8,21 @@ Two ways, with different costs and different states:
   to keep, the indices are ascending, and drawing them costs O(k) time and memory. Every entry is
   kept with probability k / n (up to the remainder of the division), but two entries of one block
   never are: it is a stratified sample, not a uniformly random subset of size k.
+- `probability`: k entries drawn one after the other without replacement, each time in proportion
+  to the magnitudes of those that are left. Their indices must be kept.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, UInt32
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
+
+Selection = Literal["topk", "randk", "probability"]
+SELECTIONS = ("topk", "randk", "probability")
 
 # Indices are int32: half the bytes of int64, and all that gathers use on GPUs.
 LARGEST_SIZE = 2**31 - 1
@@ -30,6 +36,35 @@ def kept_count(ratio: float, size: int) -> int:
 def top_k(magnitudes: Float[Array, " n"], k: int) -> Int32[Array, " k"]:
     """Return the ascending indices of the k largest entries; among equals the first ones win."""
     return jnp.sort(jax.lax.top_k(magnitudes, k)[1]).astype(jnp.int32)
+
+
+def weighted(key: PRNGKeyArray, magnitudes: Float[Array, " n"], k: int) -> Int32[Array, " k"]:
+    """Return ascending indices of k entries drawn without replacement, weighted by magnitude.
+
+    The k largest of log(magnitude) + Gumbel noise are such a sample. Entries of zero are drawn
+    only when nothing else is left.
+
+    References:
+        T. Vieira, Gumbel-max trick and weighted reservoir sampling, 2014.
+    """
+    noise = jax.random.gumbel(key, magnitudes.shape, magnitudes.dtype)
+    positive = magnitudes > 0
+    scores = jnp.log(jnp.where(positive, magnitudes, 1)) + noise
+    # Below every score, and distinct, so that zeros are as random among themselves.
+    lowest = jnp.finfo(scores.dtype).min / 2
+    return top_k(jnp.where(positive, scores, lowest * (1 + 0.1 * jax.nn.sigmoid(-noise))), k)
+
+
+def select_of_few(
+    select: Selection, key: PRNGKeyArray, magnitudes: Float[Array, " n"], k: int
+) -> Int32[Array, " k"]:
+    """Choose k of the few slices of a mode; "randk" is a uniformly random subset here."""
+    if select == "topk":
+        return top_k(magnitudes, k)
+    if select == "probability":
+        return weighted(key, magnitudes, k)
+    chosen = jax.random.permutation(key, magnitudes.size)[:k]
+    return jnp.sort(chosen).astype(jnp.int32)
 
 
 def stratified(seed: UInt32[Array, ""], n: int, k: int) -> Int32[Array, " k"]:

@@ -20,12 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections.base import Basis, Leaf, Projection
+from tensorgrad_jax.projections.base import Basis, Leaf, Projection, check_scale
+from tensorgrad_jax.projections.leading import PRECISION, leading_by_gram, leading_by_svd
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
-
-# On GPUs a float32 product defaults to TF32, whose 10 bits would spoil the orthogonality of the
-# factors and the error of an exactly low-rank tensor.
-_PRECISION = jax.lax.Precision.HIGHEST
 
 _METHODS = ("gram", "svd")
 # HOOI stops when the relative error changes by less (Kolda and Bader 2009, Fig. 4.4).
@@ -49,6 +46,7 @@ class Tucker(Projection):
             reference's way.
         warm_restart: start "svd" from the previous basis instead of a HOSVD. "gram" needs no
             start, which is why a warm one cannot help it.
+        scale: factor of what is lifted.
 
     Raises:
         ValueError: at construction, if an argument is not one of these.
@@ -64,6 +62,7 @@ class Tucker(Projection):
     n_iter: int = 1
     method: Literal["gram", "svd"] = "gram"
     warm_restart: bool = True
+    scale: float = 1.0
 
     def __post_init__(self):
         check_rank("Tucker", self.rank)
@@ -71,6 +70,7 @@ class Tucker(Projection):
             raise ValueError(f"Tucker: n_iter must be a positive integer, got {self.n_iter!r}")
         if self.method not in _METHODS:
             raise ValueError(f"Tucker: method must be one of {_METHODS}, got {self.method!r}")
+        check_scale("Tucker", self.scale)
 
     def ranks(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the rank of every mode of a tensor of this shape."""
@@ -96,15 +96,15 @@ class Tucker(Projection):
         tensor = tensor / jnp.where(largest > 0, largest, 1)
         if self.method == "gram":
             factors, sweeps = _sequentially_truncated(tensor, ranks), self.n_iter - 1
-            leading = _leading_by_gram
+            leading = leading_by_gram
         else:
             factors, sweeps = self._start(tensor, ranks, basis), self.n_iter
-            leading = _leading_by_svd
+            leading = leading_by_svd
         return _hooi(tensor, factors, ranks, sweeps, leading)
 
     def _start(self, tensor, ranks, basis):
         def hosvd():
-            return tuple(_leading_by_svd(_unfold(tensor, i), r) for i, r in enumerate(ranks))
+            return tuple(leading_by_svd(_unfold(tensor, i), r) for i, r in enumerate(ranks))
 
         if not self.warm_restart:
             return hosvd()
@@ -118,7 +118,8 @@ class Tucker(Projection):
 
     def lift(self, compact: Inexact[Array, ...], basis: Basis) -> Inexact[Array, ...]:
         """Return the tensor of a core."""
-        return _mode_products(compact, [u.T for u in basis])
+        lifted = _mode_products(compact, [u.T for u in basis])
+        return lifted if self.scale == 1.0 else self.scale * lifted
 
     def transport(
         self, compact: Inexact[Array, ...], old: Basis, new: Basis
@@ -134,13 +135,13 @@ class Tucker(Projection):
 
 
 def _overlaps(old, new):
-    return [jnp.matmul(n.conj().T, o, precision=_PRECISION) for o, n in zip(old, new, strict=True)]
+    return [jnp.matmul(n.conj().T, o, precision=PRECISION) for o, n in zip(old, new, strict=True)]
 
 
 def _mode_products(tensor, matrices):
     """Return sum over d_1 ... d_n of tensor[d_1, ..., d_n] M_1[d_1, r_1] ... M_n[d_n, r_n]."""
     for matrix in matrices:
-        tensor = jnp.tensordot(tensor, matrix, axes=(0, 0), precision=_PRECISION)
+        tensor = jnp.tensordot(tensor, matrix, axes=(0, 0), precision=PRECISION)
     return tensor
 
 
@@ -153,8 +154,8 @@ def _sequentially_truncated(tensor, ranks):
     """Return ST-HOSVD factors: every mode is truncated before the next is looked at."""
     factors = []
     for r in ranks:
-        u = _leading_by_gram(tensor.reshape(tensor.shape[0], -1), r)
-        tensor = jnp.tensordot(tensor, u.conj(), axes=(0, 0), precision=_PRECISION)
+        u = leading_by_gram(tensor.reshape(tensor.shape[0], -1), r)
+        tensor = jnp.tensordot(tensor, u.conj(), axes=(0, 0), precision=PRECISION)
         factors.append(u)
     return tuple(factors)
 
@@ -200,37 +201,5 @@ def _mode_products_but_one(tensor, matrices):
         if matrix is None:
             tensor = jnp.moveaxis(tensor, 0, -1)
         else:
-            tensor = jnp.tensordot(tensor, matrix, axes=(0, 0), precision=_PRECISION)
+            tensor = jnp.tensordot(tensor, matrix, axes=(0, 0), precision=PRECISION)
     return tensor
-
-
-def _leading_by_gram(unfolding, rank):
-    """Return the `rank` leading left singular vectors from the Gram matrix."""
-    # eigh sorts eigenvalues in ascending order.
-    return _with_fixed_phases(jnp.linalg.eigh(_gram(unfolding))[1][:, : -rank - 1 : -1])
-
-
-def _leading_by_svd(unfolding, rank):
-    """Return the `rank` leading left singular vectors from an SVD."""
-    wide = unfolding.shape[0] <= unfolding.shape[1]
-    u = jnp.linalg.svd(unfolding, full_matrices=not wide)[0]
-    return _with_fixed_phases(u[:, :rank])
-
-
-def _gram(x):
-    """Return x x^H; for complex x by one real product, which is faster than a complex one."""
-    if not jnp.iscomplexobj(x):
-        return jnp.matmul(x, x.T, precision=_PRECISION)
-    parts = jnp.concatenate([x.real, x.imag])
-    products = jnp.matmul(parts, parts.T, precision=_PRECISION)
-    (rr, ri), (ir, ii) = (jnp.split(row, 2, axis=1) for row in jnp.split(products, 2))
-    return jax.lax.complex(rr + ii, ir - ri)
-
-
-def _with_fixed_phases(u):
-    """Make the entry of largest magnitude of every column real and positive.
-
-    Singular vectors are defined up to a phase; this makes the choice the same on every backend.
-    """
-    pivot = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0)[None], axis=0)
-    return u * (pivot.conj() / jnp.abs(pivot))

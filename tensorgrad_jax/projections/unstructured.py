@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections.base import Leaf, Projection
-from tensorgrad_jax.projections.selection import check_size, kept_count, stratified, top_k
-
-_SELECTIONS = ("topk", "randk")
+from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
+from tensorgrad_jax.projections.selection import (
+    SELECTIONS,
+    Selection,
+    check_size,
+    kept_count,
+    stratified,
+    top_k,
+    weighted,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -22,8 +28,8 @@ class KeptEntries:
     """The basis of a sparse projection: which entries of the flattened tensor are kept.
 
     Attributes:
-        choice: int32 (k,), the ascending indices themselves ("topk"); or uint32 (), the seed
-            they are drawn from ("randk").
+        choice: int32 (k,), the ascending indices themselves ("topk", "probability"); or uint32
+            (), the seed they are drawn from ("randk").
         shape: the tensor's shape. Static: lifting needs it, and no array tells it.
     """
 
@@ -38,8 +44,12 @@ class UnstructuredSparse(Projection):
     Attributes:
         ratio: share of the entries to keep, in (0, 1].
         select: "randk", one random entry out of each of k consecutive blocks (nothing but a seed
-            is kept in the state), or "topk", the entries of largest magnitude at the refresh
-            (4 bytes per kept entry in the state).
+            is kept in the state); "topk", the entries of largest magnitude at the refresh;
+            "probability", entries drawn without replacement in proportion to their magnitudes
+            (both: 4 bytes per kept entry in the state).
+        scale_by_mask_ratio: lift with the factor sqrt(size / k), which gives random choices the
+            expected squared norm of the whole.
+        scale: further factor of what is lifted.
 
     Raises:
         ValueError: at construction, if an argument is not one of these.
@@ -49,17 +59,20 @@ class UnstructuredSparse(Projection):
     """
 
     ratio: float = 0.05
-    select: Literal["topk", "randk"] = "randk"
+    select: Selection = "randk"
+    scale_by_mask_ratio: bool = False
+    scale: float = 1.0
 
     def __post_init__(self):
         if not isinstance(self.ratio, int | float) or not 0 < self.ratio <= 1:
             raise ValueError(
                 f"UnstructuredSparse: ratio must be a number in (0, 1], got {self.ratio!r}"
             )
-        if self.select not in _SELECTIONS:
+        if self.select not in SELECTIONS:
             raise ValueError(
-                f"UnstructuredSparse: select must be one of {_SELECTIONS}, got {self.select!r}"
+                f"UnstructuredSparse: select must be one of {SELECTIONS}, got {self.select!r}"
             )
+        check_scale("UnstructuredSparse", self.scale)
 
     def count(self, shape: tuple[int, ...]) -> int:
         """Return the number of entries kept of a tensor of this shape."""
@@ -82,14 +95,16 @@ class UnstructuredSparse(Projection):
         """Choose the entries anew."""
         if self.select == "randk":
             return KeptEntries(jax.random.bits(key, (), jnp.uint32), basis.shape)
-        magnitudes = jnp.abs(tensor).ravel()
-        return KeptEntries(top_k(magnitudes, self.count(tensor.shape)), basis.shape)
+        magnitudes, k = jnp.abs(tensor).ravel(), self.count(tensor.shape)
+        if self.select == "probability":
+            return KeptEntries(weighted(key, magnitudes, k), basis.shape)
+        return KeptEntries(top_k(magnitudes, k), basis.shape)
 
     def indices(self, basis: KeptEntries) -> Array:
         """Return the ascending int32 indices of the kept entries in the flattened tensor."""
-        if self.select == "topk":
-            return basis.choice
-        return stratified(basis.choice, math.prod(basis.shape), self.count(basis.shape))
+        if self.select == "randk":
+            return stratified(basis.choice, math.prod(basis.shape), self.count(basis.shape))
+        return basis.choice
 
     def project(self, tensor: Inexact[Array, ...], basis: KeptEntries) -> Inexact[Array, " k"]:
         """Gather the kept entries."""
@@ -108,13 +123,14 @@ class UnstructuredSparse(Projection):
     ) -> Inexact[Array, ...]:
         """Scatter-add the entries to a tensor: only k entries are touched."""
         indices = self.indices(basis)
+        factor = weight * self._factor(basis.shape)
 
         def scatter(x, entries):
             return (
                 x.ravel()
                 .at[indices]
                 .add(
-                    entries if weight == 1.0 else weight * entries,
+                    entries if factor == 1.0 else factor * entries,
                     indices_are_sorted=True,
                     unique_indices=True,
                     mode="promise_in_bounds",
@@ -123,6 +139,11 @@ class UnstructuredSparse(Projection):
             )
 
         return _by_parts(scatter, tensor, compact)
+
+    def _factor(self, shape: tuple[int, ...]) -> float:
+        if not self.scale_by_mask_ratio:
+            return self.scale
+        return self.scale * math.sqrt(math.prod(shape) / self.count(shape))
 
     def transport(
         self, compact: Inexact[Array, " k"], old: KeptEntries, new: KeptEntries

@@ -1,0 +1,43 @@
+"""Leading singular vectors, the piece of linear algebra that low-rank projections share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+# On GPUs a float32 product defaults to TF32, whose 10 bits would spoil the orthogonality of the
+# factors and the error of an exactly low-rank tensor.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def leading_by_gram(unfolding: Inexact[Array, "m n"], rank: int) -> Inexact[Array, "m r"]:
+    """Return the `rank` leading left singular vectors from the Gram matrix."""
+    # eigh sorts eigenvalues in ascending order.
+    return with_fixed_phases(jnp.linalg.eigh(_gram(unfolding))[1][:, : -rank - 1 : -1])
+
+
+def leading_by_svd(unfolding: Inexact[Array, "m n"], rank: int) -> Inexact[Array, "m r"]:
+    """Return the `rank` leading left singular vectors from an SVD."""
+    wide = unfolding.shape[0] <= unfolding.shape[1]
+    u = jnp.linalg.svd(unfolding, full_matrices=not wide)[0]
+    return with_fixed_phases(u[:, :rank])
+
+
+def _gram(x):
+    """Return x x^H; for complex x by one real product, which is faster than a complex one."""
+    if not jnp.iscomplexobj(x):
+        return jnp.matmul(x, x.T, precision=PRECISION)
+    parts = jnp.concatenate([x.real, x.imag])
+    products = jnp.matmul(parts, parts.T, precision=PRECISION)
+    (rr, ri), (ir, ii) = (jnp.split(row, 2, axis=1) for row in jnp.split(products, 2))
+    return jax.lax.complex(rr + ii, ir - ri)
+
+
+def with_fixed_phases(u: Inexact[Array, "m r"]) -> Inexact[Array, "m r"]:
+    """Make the entry of largest magnitude of every column real and positive.
+
+    Singular vectors are defined up to a phase; this makes the choice the same on every backend.
+    """
+    pivot = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0)[None], axis=0)
+    return u * (pivot.conj() / jnp.abs(pivot))

@@ -1,0 +1,174 @@
+"""GaLore: low rank of a matrix view of the tensor, with a basis on one side or on both."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Inexact, PRNGKeyArray
+
+from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
+from tensorgrad_jax.projections.leading import PRECISION, leading_by_gram, leading_by_svd
+from tensorgrad_jax.projections.ranks import uniform_ranks
+
+_SIDES = ("std", "reverse_std", "left", "right", "full")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MatrixBasis:
+    """The basis of a matrix projection.
+
+    Attributes:
+        left: orthonormal U of shape (rows, r), or None.
+        right: orthonormal V of shape (columns, r), or None.
+        shape: the tensor's shape; static, as no array tells it.
+    """
+
+    left: Any
+    right: Any
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixLowRank(Projection):
+    """Keep the part of a matrix view X (m x n) of the tensor in leading singular subspaces.
+
+        left: U^H X (r x n),   right: X V (m x r),   full: U^H X V (r x r).
+
+    Complex tensors get a true conjugate transpose.
+
+    Attributes:
+        rank: an int, or a budget: the largest r whose compact form has at most `rank * m * n`
+            elements (at least 1).
+        side: "left", "right", "full"; "std" has the basis on the shorter side of the matrix
+            (right for a square one), "reverse_std" on the longer one.
+        row_axes: the first `row_axes` axes of the tensor are the rows of the matrix, the others
+            the columns.
+        scale: factor of what is lifted.
+
+    Raises:
+        ValueError: at construction, if an argument is not one of these; when a tensor is given
+            that has not more than `row_axes` axes.
+
+    References:
+        J. Zhao et al., GaLore, arXiv 2403.03507.
+    """
+
+    rank: int | float = 0.25
+    side: Literal["std", "reverse_std", "left", "right", "full"] = "std"
+    row_axes: int = 1
+    scale: float = 1.0
+
+    def __post_init__(self):
+        rank = self.rank
+        number = isinstance(rank, int | float) and not isinstance(rank, bool)
+        if not number or rank <= 0 or (isinstance(rank, float) and rank > 1):
+            raise ValueError(
+                f"MatrixLowRank: rank must be a positive integer or a float in (0, 1], got {rank!r}"
+            )
+        if self.side not in _SIDES:
+            raise ValueError(f"MatrixLowRank: side must be one of {_SIDES}, got {self.side!r}")
+        if not isinstance(self.row_axes, int) or self.row_axes < 1:
+            raise ValueError(
+                f"MatrixLowRank: row_axes must be a positive integer, got {self.row_axes!r}"
+            )
+        check_scale("MatrixLowRank", self.scale)
+
+    def _plan(self, shape: tuple[int, ...]) -> tuple[int, int, int | None, int | None]:
+        """Return rows, columns, and the rank on the left and on the right (None: no basis)."""
+        if len(shape) <= self.row_axes:
+            raise ValueError(
+                f"MatrixLowRank: row_axes={self.row_axes} leaves no columns of a tensor of shape "
+                f"{tuple(shape)}"
+            )
+        m, n = math.prod(shape[: self.row_axes]), math.prod(shape[self.row_axes :])
+        side = self.side
+        if side in ("std", "reverse_std"):
+            side = "right" if (m >= n) == (side == "std") else "left"
+        if side == "full":
+            if isinstance(self.rank, float):
+                left, right = uniform_ranks(self.rank, (m, n))
+                return m, n, left, right
+            return m, n, min(self.rank, m), min(self.rank, n)
+        across, along = (m, n) if side == "left" else (n, m)
+        r = int(self.rank * m * n) // along if isinstance(self.rank, float) else self.rank
+        r = max(1, min(r, across))
+        return (m, n, r, None) if side == "left" else (m, n, None, r)
+
+    def init(self, leaf: Leaf) -> MatrixBasis:
+        """Return leading unit vectors."""
+        m, n, left, right = self._plan(leaf.shape)
+        unit = lambda d, r: None if r is None else jnp.asarray(np.eye(d, r), leaf.dtype)
+        return MatrixBasis(unit(m, left), unit(n, right), tuple(leaf.shape))
+
+    def compact_struct(self, leaf: Leaf) -> jax.ShapeDtypeStruct:
+        """Return the struct of the small matrix."""
+        m, n, left, right = self._plan(leaf.shape)
+        shape = (m if left is None else left, n if right is None else right)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    def refresh(
+        self, key: PRNGKeyArray, tensor: Inexact[Array, ...], basis: MatrixBasis
+    ) -> MatrixBasis:
+        """Return leading singular vectors of the matrix."""
+        del key
+        m, n, left, right = self._plan(tensor.shape)
+        largest = jnp.max(jnp.abs(tensor))
+        x = tensor.reshape(m, n) / jnp.where(largest > 0, largest, 1)
+        return MatrixBasis(
+            None if left is None else _leading(x, left),
+            None if right is None else _leading(x.conj().T, right),
+            basis.shape,
+        )
+
+    def project(self, tensor: Inexact[Array, ...], basis: MatrixBasis) -> Inexact[Array, "r c"]:
+        """Multiply by U^H from the left, by V from the right."""
+        m, n, _, _ = self._plan(tensor.shape)
+        left = None if basis.left is None else basis.left.conj().T
+        return _product(left, tensor.reshape(m, n), basis.right)
+
+    def lift(self, compact: Inexact[Array, "r c"], basis: MatrixBasis) -> Inexact[Array, ...]:
+        """Multiply by U from the left, by V^H from the right."""
+        right = None if basis.right is None else basis.right.conj().T
+        lifted = _product(basis.left, compact, right).reshape(basis.shape)
+        return lifted if self.scale == 1.0 else self.scale * lifted
+
+    def transport(
+        self, compact: Inexact[Array, "r c"], old: MatrixBasis, new: MatrixBasis
+    ) -> Inexact[Array, "r c"]:
+        """Multiply by the overlaps of the bases."""
+        left, right = _overlaps(old, new)
+        return _product(left, compact, right)
+
+    def transport_squares(
+        self, compact: Inexact[Array, "r c"], old: MatrixBasis, new: MatrixBasis
+    ) -> Inexact[Array, "r c"]:
+        """Multiply by the squared overlaps of the bases."""
+        squared = lambda o: None if o is None else jnp.abs(o) ** 2
+        left, right = (squared(o) for o in _overlaps(old, new))
+        return _product(left, compact, right)
+
+
+def _leading(x, rank):
+    # The Gram matrix is small on the shorter side only.
+    return (leading_by_gram if x.shape[0] <= x.shape[1] else leading_by_svd)(x, rank)
+
+
+def _overlaps(old, new):
+    left = right = None
+    if old.left is not None:
+        left = jnp.matmul(new.left.conj().T, old.left, precision=PRECISION)
+    if old.right is not None:
+        right = jnp.matmul(old.right.conj().T, new.right, precision=PRECISION)
+    return left, right
+
+
+def _product(left, x, right):
+    if left is not None:
+        x = jnp.matmul(left, x, precision=PRECISION)
+    return x if right is None else jnp.matmul(x, right, precision=PRECISION)
