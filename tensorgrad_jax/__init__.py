@@ -17,6 +17,11 @@ from tensorgrad_jax.projections import Sum as Sum
 from tensorgrad_jax.projections import TensorSpec as TensorSpec
 from tensorgrad_jax.projections import Tucker as Tucker
 from tensorgrad_jax.projections import UnstructuredSparse as UnstructuredSparse
+from tensorgrad_jax.transforms import exponential2_gap as exponential2_gap
+from tensorgrad_jax.transforms import exponential_gap as exponential_gap
+from tensorgrad_jax.transforms import filter_by as filter_by
 from tensorgrad_jax.transforms import in_subspace as in_subspace
+from tensorgrad_jax.transforms import linear_gap as linear_gap
+from tensorgrad_jax.transforms import reference_adamw as reference_adamw
 from tensorgrad_jax.transforms import scale_by_adam as scale_by_adam
 from tensorgrad_jax.transforms import state_bytes as state_bytes

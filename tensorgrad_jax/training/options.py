@@ -171,7 +171,7 @@ class OptConfig:
     b1: Annotated[float, DECAY_RATE, "decay of the first moment"] = 0.9
     b2: Annotated[float, DECAY_RATE, "decay of the second moment"] = 0.999
     eps: Annotated[float, POSITIVE, "added to the root of the second moment"] = 1e-8
-    n_epochs: Annotated[int, COUNT, "passes over the training data"] = 10
+    n_epochs: Annotated[int, COUNT, "passes over the training data"] = 6
     training_loss: Annotated[Literal["l2", "h1"], "relative loss that is minimized"] = "l2"
     scheduler: Annotated[
         Literal["constant", "StepLR", "CosineAnnealingLR"], "the learning rate over the epochs"

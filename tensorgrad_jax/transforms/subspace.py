@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32
 
-from tensorgrad_jax.projections.base import Projection
+from tensorgrad_jax.projections.base import LeafProjection, Projection
 from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts, OnRefresh, cast_like
 
 Gap = int | Callable[[Array], Any]
+Carry = Callable[[LeafProjection, Any, Any, Any], Any]
 
 _ON_REFRESH = ("transport", "keep", "reset")
 _COMPLEMENT = ("drop", "pass")
@@ -100,7 +101,39 @@ def in_subspace(
         >>> tg.state_bytes(optax.adam(1e-3).init(params))["moments"]
         16512
     """
-    _check_arguments(inner, projection, update_proj_gap, on_refresh, complement, stagger, seed)
+    if on_refresh not in _ON_REFRESH:
+        raise ValueError(
+            f"in_subspace: on_refresh must be one of {_ON_REFRESH}, got {on_refresh!r}"
+        )
+    return in_subspace_with(
+        inner, projection, update_proj_gap, on_refresh, complement, specs, stagger, seed
+    )
+
+
+def in_subspace_with(
+    inner: optax.GradientTransformation,
+    projection: Projection,
+    update_proj_gap: Gap,
+    on_refresh: OnRefresh | Carry,
+    complement: Literal["drop", "pass"] = "drop",
+    specs: Specs = None,
+    stagger: bool = False,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Do as `in_subspace`, where `on_refresh` may also be a rule of one's own.
+
+    Args:
+        inner: see `in_subspace`, also for the other arguments.
+        projection: see there.
+        update_proj_gap: see there.
+        on_refresh: "transport", "keep", "reset", or a function (projection of the leaf, moment,
+            old basis, new basis) -> moment.
+        complement: see there.
+        specs: see there.
+        stagger: see there.
+        seed: see there.
+    """
+    _check_arguments(inner, projection, update_proj_gap, complement, stagger, seed)
     subspace = _InSubspace(
         optax.with_extra_args_support(inner),
         projection,
@@ -119,7 +152,7 @@ class _InSubspace:
     inner: optax.GradientTransformationExtraArgs
     projection: Projection
     gap: Gap
-    on_refresh: OnRefresh
+    on_refresh: OnRefresh | Carry
     complement: str
     specs: Specs
     stagger: bool
@@ -189,6 +222,8 @@ class _InSubspace:
                     carried = fresh.of(name)
                 elif self.on_refresh == "transport":
                     carried = moments.transported(name, leaf, old, new)
+                elif callable(self.on_refresh):
+                    carried = [self.on_refresh(leaf, moment, old, new) for moment in carried]
                 due = state.count + self._gap(state.count, index, len(leaves.compressed))
                 # A gradient that is not finite must not choose the subspace of later ones.
                 usable = _all_finite((tensors[name], new))
@@ -216,7 +251,7 @@ def _all_finite(tree):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _check_arguments(inner, projection, gap, on_refresh, complement, stagger, seed):
+def _check_arguments(inner, projection, gap, complement, stagger, seed):
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise ValueError(f"in_subspace: inner must be an Optax transformation, got {inner!r}")
     if not isinstance(projection, Projection):
@@ -225,12 +260,10 @@ def _check_arguments(inner, projection, gap, on_refresh, complement, stagger, se
         raise ValueError(
             f"in_subspace: update_proj_gap must be a positive integer or a schedule, got {gap!r}"
         )
-    for name, value, allowed in (
-        ("on_refresh", on_refresh, _ON_REFRESH),
-        ("complement", complement, _COMPLEMENT),
-    ):
-        if value not in allowed:
-            raise ValueError(f"in_subspace: {name} must be one of {allowed}, got {value!r}")
+    if complement not in _COMPLEMENT:
+        raise ValueError(
+            f"in_subspace: complement must be one of {_COMPLEMENT}, got {complement!r}"
+        )
     if not isinstance(stagger, bool):
         raise ValueError(f"in_subspace: stagger must be True or False, got {stagger!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):

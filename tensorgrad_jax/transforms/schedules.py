@@ -1,0 +1,53 @@
+"""Gap schedules: how many steps lie between two refreshes, as training goes on.
+
+With p = step / total_steps at the step of a refresh, the gap that follows it is
+
+    linear        start + (end - start) p
+    exponential   start (end / start)^p
+    exponential2  start (end / start)^(p^2)
+
+rounded down, at least 1. As in the reference, p is not cut off at 1.
+
+Source: S. Loeschcke et al., TensorGRaD, arXiv 2501.02379, and its implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+GapSchedule = Callable[[Any], Any]
+
+# A gap that is a whole number must not be lost to float32's rounding before it is rounded down.
+_ROUNDING = 1 + 2e-6
+
+
+def linear_gap(start: float, end: float, total_steps: int) -> GapSchedule:
+    """Return a gap that goes linearly from `start` at step 0 to `end` at `total_steps`."""
+    _check("linear_gap", start, end, total_steps)
+    return lambda step: (start + (end - start) * _share(step, total_steps)) * _ROUNDING
+
+
+def exponential_gap(start: float, end: float, total_steps: int) -> GapSchedule:
+    """Return a gap that goes geometrically from `start` at step 0 to `end` at `total_steps`."""
+    _check("exponential_gap", start, end, total_steps)
+    return lambda step: start * (end / start) ** _share(step, total_steps) * _ROUNDING
+
+
+def exponential2_gap(start: float, end: float, total_steps: int) -> GapSchedule:
+    """Return a gap that goes from `start` to `end`, slowly first: p^2 in the exponent."""
+    _check("exponential2_gap", start, end, total_steps)
+    return lambda step: start * (end / start) ** _share(step, total_steps) ** 2 * _ROUNDING
+
+
+def _share(step, total_steps):
+    return jnp.asarray(step, jnp.float32) / total_steps
+
+
+def _check(owner, start, end, total_steps):
+    for name, value in (("start", start), ("end", end), ("total_steps", total_steps)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value < 1:
+            raise ValueError(f"{owner}: {name} must be a number >= 1, got {value!r}")
