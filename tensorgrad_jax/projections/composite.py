@@ -34,6 +34,11 @@ class _Pair(Projection):
         if not isinstance(w, tuple) or len(w) != 2 or not all(math.isfinite(x) for x in w):
             raise ValueError(f"{owner}: weights must be a tuple of two finite numbers, got {w!r}")
 
+    def _lift_weights(self, compact):
+        """Return the weights of the lifted parts; the compact forms tell their sizes."""
+        del compact
+        return self.weights
+
     def _left_over(self, tensor, compact, basis):
         """Return what `second` sees, given the compact form and the basis of `first`."""
         raise NotImplementedError
@@ -61,7 +66,8 @@ class _Pair(Projection):
 
     def lift(self, compact: Compact, basis: Basis) -> Inexact[Array, ...]:
         """Return the weighted sum of both lifted parts."""
-        parts = list(zip((self.first, self.second), compact, basis, self.weights, strict=True))
+        weights = self._lift_weights(compact)
+        parts = list(zip((self.first, self.second), compact, basis, weights, strict=True))
         # The part that writes every entry goes first: adding a sparse one to it touches few.
         if isinstance(self.first, UnstructuredSparse):
             parts.reverse()

@@ -19,6 +19,7 @@ Source: the implementation that accompanies S. Loeschcke et al., TensorGRaD, arX
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32
 
-from tensorgrad_jax.projections import Projection, UnstructuredSparse
+from tensorgrad_jax.projections import Projection, StructuredSparse, UnstructuredSparse
 from tensorgrad_jax.projections.composite import Residual, Sum
 from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moments import ScaleByAdamState, scale_by_adam
@@ -55,6 +56,7 @@ def reference_adamw(
     b2: float = 0.999,
     eps: float = 1e-6,
     correct_bias: bool = True,
+    lambda_sparse: float | None = 1.0,
     reset_sparse: bool = False,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -70,6 +72,9 @@ def reference_adamw(
         b2: decay of the second moments.
         eps: added to the root of the uncorrected second moments.
         correct_bias: whether the step is corrected for the moments' start at zero.
+        lambda_sparse: weight of the sparse part of a composite, whose own weights are not used.
+            None or a number <= 0: its elements over those of the low-rank core. 5.5 is special in
+            the reference: the whole update is halved.
         reset_sparse: whether a refresh sets the moments of `UnstructuredSparse` parts of a
             composite to zero (the reference's reset_sparse_optimizer_states).
         seed: of random projections.
@@ -81,6 +86,8 @@ def reference_adamw(
         ValueError: if an argument is not one of these.
     """
     moments = _raw_adam(b1, b2, eps)
+    if isinstance(projection, Residual | Sum):
+        projection = _weighted(projection, lambda_sparse)
     if projection is not None:
 
         def carry(leaf, moment, old, new):
@@ -129,6 +136,42 @@ def _raw_adam(b1, b2, eps):
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), after.mu, after.nu), after
 
     return optax.GradientTransformation(corrected.init, update_fn)
+
+
+_SPARSE = (UnstructuredSparse, StructuredSparse)
+_SPECIAL_LAMBDA = 5.5
+
+
+class _CountWeighted:
+    """A composite whose sparse part is weighted by elements of it / elements of the other."""
+
+    def _lift_weights(self, compact):
+        first, second = (sum(x.size for x in jax.tree.leaves(c)) for c in compact)
+        first_is_sparse = isinstance(self.first, _SPARSE)  # pyright: ignore
+        return (first / second, 1.0) if first_is_sparse else (1.0, second / first)
+
+
+class _CountWeightedResidual(_CountWeighted, Residual):
+    pass
+
+
+class _CountWeightedSum(_CountWeighted, Sum):
+    pass
+
+
+def _weighted(projection: Residual | Sum, lambda_sparse: float | None) -> Residual | Sum:
+    sparse = [isinstance(p, _SPARSE) for p in (projection.first, projection.second)]
+    if sum(sparse) != 1:
+        raise ValueError(
+            "reference_adamw: a composite must have one sparse and one low-rank part, got "
+            f"{projection!r}"
+        )
+    if lambda_sparse is None or lambda_sparse <= 0:
+        kind = _CountWeightedSum if isinstance(projection, Sum) else _CountWeightedResidual
+        return kind(projection.first, projection.second)
+    halved = 0.5 if lambda_sparse == _SPECIAL_LAMBDA else 1.0
+    weights = tuple(halved * lambda_sparse if s else halved for s in sparse)
+    return dataclasses.replace(projection, weights=weights)
 
 
 def _forget(projection: Projection, moment: Any) -> Any:

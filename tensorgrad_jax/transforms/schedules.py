@@ -24,19 +24,19 @@ GapSchedule = Callable[[Any], Any]
 _ROUNDING = 1 + 2e-6
 
 
-def linear_gap(start: float, end: float, total_steps: int) -> GapSchedule:
+def linear_gap(start: int | float, end: int | float, total_steps: int) -> GapSchedule:
     """Return a gap that goes linearly from `start` at step 0 to `end` at `total_steps`."""
     _check("linear_gap", start, end, total_steps)
     return lambda step: (start + (end - start) * _share(step, total_steps)) * _ROUNDING
 
 
-def exponential_gap(start: float, end: float, total_steps: int) -> GapSchedule:
+def exponential_gap(start: int | float, end: int | float, total_steps: int) -> GapSchedule:
     """Return a gap that goes geometrically from `start` at step 0 to `end` at `total_steps`."""
     _check("exponential_gap", start, end, total_steps)
     return lambda step: start * (end / start) ** _share(step, total_steps) * _ROUNDING
 
 
-def exponential2_gap(start: float, end: float, total_steps: int) -> GapSchedule:
+def exponential2_gap(start: int | float, end: int | float, total_steps: int) -> GapSchedule:
     """Return a gap that goes from `start` to `end`, slowly first: p^2 in the exponent."""
     _check("exponential2_gap", start, end, total_steps)
     return lambda step: start * (end / start) ** _share(step, total_steps) ** 2 * _ROUNDING
