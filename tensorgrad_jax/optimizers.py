@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 
 from tensorgrad_jax.projections import Projection, Residual, Sum, Tucker, UnstructuredSparse
 from tensorgrad_jax.projections.ranks import RankSpec
@@ -23,11 +26,11 @@ def tensorgrad(
     order: Literal["sparse_first", "low_rank_first"] = "sparse_first",
     lambda_sparse: float = 1.0,
     update_proj_gap: Gap = 200,
-    weight_decay: float = 0.0,
+    weight_decay: float | Array = 0.0,
     specs: Specs = None,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
     n_iter: int = 1,
     on_refresh: OnRefresh = "transport",
     mask: Any = None,
@@ -103,11 +106,11 @@ def projected_adamw(
     learning_rate: optax.ScalarOrSchedule,
     projection: Projection,
     update_proj_gap: Gap = 200,
-    weight_decay: float = 0.0,
+    weight_decay: float | Array = 0.0,
     specs: Specs = None,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
     on_refresh: OnRefresh = "transport",
     mask: Any = None,
     stagger: bool = False,
@@ -135,6 +138,9 @@ def projected_adamw(
     Raises:
         ValueError: if an argument is not one of these.
     """
+    b1, b2, eps, weight_decay = (_real(x) for x in (b1, b2, eps, weight_decay))
+    if not callable(learning_rate):
+        learning_rate = _real(learning_rate)
     return optax.chain(
         in_subspace(
             scale_by_adam(b1, b2, eps),
@@ -148,3 +154,8 @@ def projected_adamw(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _real(number: Any) -> Any:
+    # optax.inject_hyperparams gives numbers the dtype of the first parameter, be it complex.
+    return number.real if jnp.iscomplexobj(number) else number

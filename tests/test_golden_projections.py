@@ -224,7 +224,7 @@ def refreshes(transform, n):
 
 @pytest.mark.parametrize("case", range(12))
 def test_refresh_times(case):
-    """`scheduler`: asked from step 0 on, as by `in_subspace`; `projector`: as the reference does."""
+    """`scheduler`: asked from step 0 on, as here; `projector`: as the reference asks."""
     golden = load("gap_schedule")
     start, end, *_ = (int(v) for v in golden[f"case{case:02}_settings"])
     total = int(golden[f"case{case:02}_total_iters"])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import PyTree
 
 from tensorgrad_jax.projections.base import LeafProjection, Projection, TensorSpec
@@ -60,30 +61,51 @@ def take_apart(tree: PyTree, projection: Projection, specs: Specs) -> Leaves:
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = _names([path for path, _ in paths])
     arrays = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
+    chosen = _resolve_specs(specs, tree, names)
     compressed = {
         name: LeafProjection(projection, spec, tuple(jnp.shape(leaf)), leaf.dtype, name)
-        for (name, leaf), spec in zip(
-            arrays.items(), _resolve_specs(specs, tree, treedef), strict=True
-        )
+        for (name, leaf), spec in zip(arrays.items(), chosen, strict=True)
         if spec is not None
     }
     return Leaves(arrays, compressed, treedef)
 
 
-def _resolve_specs(specs: Specs, tree, treedef) -> list[TensorSpec | None]:
-    given = default_specs(tree) if specs is None else specs(tree) if callable(specs) else specs
-    try:
-        chosen = treedef.flatten_up_to(given)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"specs do not fit the parameters: {error}") from error
-    for spec in chosen:
-        if spec is not None and not isinstance(spec, TensorSpec):
+def _resolve_specs(specs: Specs, tree, names: list[str]) -> list[TensorSpec | None]:
+    is_spec = lambda x: x is None or isinstance(x, TensorSpec)
+    if specs is None:
+        given = default_specs(tree)
+    elif callable(specs) and jax.tree_util.all_leaves([specs]):
+        given = specs(tree)
+    else:
+        given = specs  # A tree; that of an Equinox module is callable too.
+    paths, _ = jax.tree_util.tree_flatten_with_path(given, is_leaf=is_spec)
+    by_name = dict(zip(_names([p for p, _ in paths]), (spec for _, spec in paths), strict=True))
+    for spec in by_name.values():
+        if not is_spec(spec):
             raise ValueError(f"specs must hold TensorSpec or None for every leaf, got {spec!r}")
-    return chosen
+    missing = [name for name in names if name not in by_name]
+    unknown = [name for name in by_name if name not in names]
+    # Under optax.masked and optax.partition some parameters are not there, but their specs are.
+    if missing or (unknown and not _has_masked_parts(tree)):
+        raise ValueError(
+            f"specs do not fit the parameters: no spec for {missing}, no parameter for {unknown}"
+        )
+    return [by_name[name] for name in names]
+
+
+def _has_masked_parts(tree) -> bool:
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)
+    return any(is_masked(x) for x in jax.tree.leaves(tree, is_leaf=is_masked))
 
 
 def _names(paths) -> list[str]:
-    """Return one name per path: its keys joined by dots."""
+    """Return one name per path: its keys joined by dots.
+
+    Flax NNX gives parameters as variables, whose array is their attribute `value`, and gradients
+    as plain arrays: the attribute is left out, so that both have one name.
+    """
+    is_value = lambda key: isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
+    paths = [path[:-1] if path and is_value(path[-1]) else path for path in paths]
     names = [jax.tree_util.keystr(p, simple=True, separator=".") or "params" for p in paths]
     if len(set(names)) == len(names):
         return names
