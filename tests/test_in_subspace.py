@@ -265,7 +265,7 @@ def test_moments_that_cannot_be_carried_are_refused_in_init():
     ("arguments", "message"),
     [
         ({"inner": 3}, "inner must be an Optax transformation, got 3"),
-        ({"projection": 0.25}, "projection must be a Projection, got 0.25"),
+        ({"projection": 0.25}, "projection must be a Projection or a tree of them, got 0.25"),
         ({"update_proj_gap": 0}, "update_proj_gap must be a positive integer or a schedule, got 0"),
         ({"update_proj_gap": 2.5}, "update_proj_gap must be .*, got 2.5"),
         ({"on_refresh": "carry"}, "on_refresh must be one of .*, got 'carry'"),
@@ -320,3 +320,36 @@ def test_bfloat16_parameters_have_float32_moments():
         "float32",
     }
     assert optax.apply_updates(params, updates)["w"].dtype == jnp.bfloat16
+
+
+def test_planned_ranks_go_where_the_energy_is():
+    """Most of the energy of a mode with fast decay lies in few of its singular vectors."""
+    r = np.random.default_rng(0)
+    x = r.normal(size=(12, 10, 8)) * 0.3 ** np.arange(12)[:, None, None]
+    gradients = {"w": jnp.asarray(x, jnp.float32), "b": jnp.ones(3)}
+    ranks = tg.plan_ranks(gradients, 0.2)
+    assert ranks["b"] is None
+    assert np.prod(ranks["w"]) <= 0.2 * 960
+    assert ranks["w"][0] < 6 < ranks["w"][1]
+
+    def error(projection):
+        t = gradients["w"]
+        basis = projection.refresh(jax.random.key(0), t, projection.init(t))
+        return float(jnp.linalg.norm(t - projection.lift(projection.project(t, basis), basis)))
+
+    assert error(tg.Tucker(ranks["w"])) < 0.7 * error(tg.Tucker(0.2))
+    projections = jax.tree.map(tg.Tucker, ranks, is_leaf=lambda r: isinstance(r, tuple))
+    optimizer = tg.in_subspace(tg.scale_by_adam(), projections)
+    state = optimizer.init(gradients)
+    assert state.inner.mu["w"].shape == ranks["w"]
+    assert state.inner.mu["b"].shape == (3,)
+    with pytest.raises(ValueError, match=r"budget must be in \(0, 1\], got 1.5"):
+        tg.plan_ranks(gradients, 1.5)
+
+
+def test_planned_ranks_of_pairs_and_stacks():
+    r = np.random.default_rng(0)
+    gradients = {"w": jnp.asarray(r.normal(size=(2, 3, 8, 6)), jnp.float32)}
+    ranks = tg.plan_ranks(gradients, 0.5, {"w": tg.TensorSpec(0, (1,))})
+    assert len(ranks["w"]) == 2
+    assert np.prod(ranks["w"]) <= 24

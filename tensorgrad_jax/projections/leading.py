@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PRNGKeyArray
 
 # On GPUs a float32 product defaults to TF32, whose 10 bits would spoil the orthogonality of the
 # factors and the error of an exactly low-rank tensor.
 PRECISION = jax.lax.Precision.HIGHEST
+
+# Columns of a random sketch beyond the rank that is wanted.
+_OVERSAMPLING = 8
 
 
 def leading_by_gram(unfolding: Inexact[Array, "m n"], rank: int) -> Inexact[Array, "m r"]:
@@ -22,6 +25,42 @@ def leading_by_svd(unfolding: Inexact[Array, "m n"], rank: int) -> Inexact[Array
     wide = unfolding.shape[0] <= unfolding.shape[1]
     u = jnp.linalg.svd(unfolding, full_matrices=not wide)[0]
     return with_fixed_phases(u[:, :rank])
+
+
+def leading_by_sketch(
+    key: PRNGKeyArray,
+    unfolding: Inexact[Array, "m n"],
+    rank: int,
+    rounds: int,
+    start: Inexact[Array, "m r"] | None,
+) -> Inexact[Array, "m r"]:
+    """Return about the `rank` leading left singular vectors from a random sketch.
+
+    The range of X Omega, with a Gaussian Omega of a few columns more than `rank`, nearly holds
+    them; each further round multiplies it by X X^H. Columns of `start` take the place of random
+    ones (as X X^H start): a subspace that was right once is a better guess than none.
+
+    References:
+        N. Halko, P. Martinsson, J. Tropp, Finding structure with randomness, 2011, algorithms
+        4.4 and 5.1.
+    """
+    m, n = unfolding.shape
+    width = rank + _OVERSAMPLING
+    if width >= min(m, n):
+        return leading_by_gram(unfolding, rank)
+    product = lambda a, b: jnp.matmul(a, b, precision=PRECISION)
+    adjoint = unfolding.conj().T
+    n_random = width if start is None else _OVERSAMPLING
+    # Drawn as a vector: XLA compiles that many times faster than a matrix of random numbers.
+    omega = jax.random.normal(key, (n * n_random,), unfolding.real.dtype).reshape(n, n_random)
+    sketch = product(unfolding, omega.astype(unfolding.dtype))
+    if start is not None:
+        sketch = jnp.concatenate([product(unfolding, product(adjoint, start)), sketch], axis=1)
+    basis = jnp.linalg.qr(sketch)[0]
+    for _ in range(rounds - 1):
+        basis = jnp.linalg.qr(product(unfolding, product(adjoint, basis)))[0]
+    small = leading_by_gram(product(basis.conj().T, unfolding), rank)
+    return with_fixed_phases(product(basis, small))
 
 
 def _gram(x):

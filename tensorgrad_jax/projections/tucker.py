@@ -21,10 +21,15 @@ import numpy as np
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.projections.base import Basis, Leaf, Projection, check_scale
-from tensorgrad_jax.projections.leading import PRECISION, leading_by_gram, leading_by_svd
+from tensorgrad_jax.projections.leading import (
+    PRECISION,
+    leading_by_gram,
+    leading_by_sketch,
+    leading_by_svd,
+)
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
 
-_METHODS = ("gram", "svd")
+_METHODS = ("gram", "svd", "randomized")
 # HOOI stops when the relative error changes by less (Kolda and Bader 2009, Fig. 4.4).
 _HOOI_TOLERANCE = 1e-4
 
@@ -39,13 +44,15 @@ class Tucker(Projection):
             gives one int (rank) or one float (share of the mode) per mode.
         n_iter: sweeps over the modes. "gram": the first sweep is the sequentially truncated
             HOSVD, further ones are HOOI. "svd": HOOI sweeps after the start. From the third on,
-            sweeps stop once the relative error changes by less than 1e-4.
+            these sweeps stop once the relative error changes by less than 1e-4. "randomized":
+            rounds of subspace iteration for each mode.
         method: "gram" finds each factor as leading eigenvectors of a d_i x d_i Gram matrix
             (fastest; singular values below about 3e-4 of the largest are not told apart in
             float32). "svd" takes singular vectors of the unfoldings: exact, slow, the
-            reference's way.
-        warm_restart: start "svd" from the previous basis instead of a HOSVD. "gram" needs no
-            start, which is why a warm one cannot help it.
+            reference's way. "randomized" takes the range of a random sketch, one mode after the
+            other: approximate, for modes so long that d_i^3 is too much.
+        warm_restart: start from the previous basis: "svd" instead of a HOSVD, "randomized"
+            instead of random columns. "gram" needs no start, so that a warm one cannot help it.
         scale: factor of what is lifted.
 
     Raises:
@@ -60,7 +67,7 @@ class Tucker(Projection):
 
     rank: RankSpec = 0.25
     n_iter: int = 1
-    method: Literal["gram", "svd"] = "gram"
+    method: Literal["gram", "svd", "randomized"] = "gram"
     warm_restart: bool = True
     scale: float = 1.0
 
@@ -89,13 +96,21 @@ class Tucker(Projection):
 
     def refresh(self, key: PRNGKeyArray, tensor: Inexact[Array, ...], basis: Basis) -> Basis:
         """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
-        del key
         ranks = self.ranks(tensor.shape)
         # Squares of gradients leave float32's range long before gradients do.
         largest = jnp.max(jnp.abs(tensor))
         tensor = tensor / jnp.where(largest > 0, largest, 1)
+        if self.method == "randomized":
+            start = basis if self.warm_restart else [None] * len(ranks)
+
+            def by_sketch(mode, unfolding, rank):
+                mode_key = jax.random.fold_in(key, mode)
+                return leading_by_sketch(mode_key, unfolding, rank, self.n_iter, start[mode])
+
+            return _sequentially_truncated(tensor, ranks, by_sketch)
         if self.method == "gram":
-            factors, sweeps = _sequentially_truncated(tensor, ranks), self.n_iter - 1
+            by_gram = lambda mode, unfolding, rank: leading_by_gram(unfolding, rank)
+            factors, sweeps = _sequentially_truncated(tensor, ranks, by_gram), self.n_iter - 1
             leading = leading_by_gram
         else:
             factors, sweeps = self._start(tensor, ranks, basis), self.n_iter
@@ -150,11 +165,11 @@ def _unfold(tensor, mode):
     return jnp.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
 
 
-def _sequentially_truncated(tensor, ranks):
+def _sequentially_truncated(tensor, ranks, leading):
     """Return ST-HOSVD factors: every mode is truncated before the next is looked at."""
     factors = []
-    for r in ranks:
-        u = leading_by_gram(tensor.reshape(tensor.shape[0], -1), r)
+    for mode, r in enumerate(ranks):
+        u = leading(mode, tensor.reshape(tensor.shape[0], -1), r)
         tensor = jnp.tensordot(tensor, u.conj(), axes=(0, 0), precision=PRECISION)
         factors.append(u)
     return tuple(factors)

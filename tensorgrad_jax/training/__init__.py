@@ -1,1 +1,1 @@
-"""."""
+"""A training run: options, steps, checkpoints, reports."""

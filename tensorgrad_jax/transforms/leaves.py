@@ -52,8 +52,13 @@ def default_specs(params: PyTree) -> PyTree:
     return jax.tree.map(spec, params)
 
 
-def take_apart(tree: PyTree, projection: Projection, specs: Specs) -> Leaves:
-    """Name every leaf of `tree` and attach the projection to those that have a spec.
+def take_apart(tree: PyTree, projection: Projection | PyTree, specs: Specs) -> Leaves:
+    """Name every leaf of `tree` and attach its projection to those that have a spec.
+
+    Args:
+        tree: parameters or gradients.
+        projection: one for all, or a tree like the parameters of projections or None.
+        specs: see `in_subspace`.
 
     Raises:
         ValueError: if the specs do not fit the tree or one of them its leaf.
@@ -61,34 +66,52 @@ def take_apart(tree: PyTree, projection: Projection, specs: Specs) -> Leaves:
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = _names([path for path, _ in paths])
     arrays = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
-    chosen = _resolve_specs(specs, tree, names)
+    if isinstance(projection, Projection):
+        projections: list[Any] = [projection] * len(names)
+        chosen = _resolve_specs(specs, tree, names)
+    else:
+        projections = _by_name(projection, "projection", Projection, tree, names)
+        # Without specs the projections say themselves which leaves are meant.
+        if specs is None:
+            chosen = [TensorSpec()] * len(names)
+        else:
+            chosen = _resolve_specs(specs, tree, names)
+        chosen = [s if p is not None else None for s, p in zip(chosen, projections, strict=True)]
     compressed = {
-        name: LeafProjection(projection, spec, tuple(jnp.shape(leaf)), leaf.dtype, name)
-        for (name, leaf), spec in zip(arrays.items(), chosen, strict=True)
+        name: LeafProjection(own, spec, tuple(jnp.shape(leaf)), leaf.dtype, name)
+        for (name, leaf), spec, own in zip(arrays.items(), chosen, projections, strict=True)
         if spec is not None
     }
     return Leaves(arrays, compressed, treedef)
 
 
 def _resolve_specs(specs: Specs, tree, names: list[str]) -> list[TensorSpec | None]:
-    is_spec = lambda x: x is None or isinstance(x, TensorSpec)
     if specs is None:
         given = default_specs(tree)
     elif callable(specs) and jax.tree_util.all_leaves([specs]):
         given = specs(tree)
     else:
         given = specs  # A tree; that of an Equinox module is callable too.
-    paths, _ = jax.tree_util.tree_flatten_with_path(given, is_leaf=is_spec)
-    by_name = dict(zip(_names([p for p, _ in paths]), (spec for _, spec in paths), strict=True))
-    for spec in by_name.values():
-        if not is_spec(spec):
-            raise ValueError(f"specs must hold TensorSpec or None for every leaf, got {spec!r}")
+    return _by_name(given, "specs", TensorSpec, tree, names)
+
+
+def _by_name(given: PyTree, argument: str, kind: type, tree: PyTree, names: list[str]) -> list[Any]:
+    """Return what a tree of `kind` or None holds for every leaf, found by the leaves' names."""
+    is_entry = lambda x: x is None or isinstance(x, kind)
+    paths, _ = jax.tree_util.tree_flatten_with_path(given, is_leaf=is_entry)
+    by_name = dict(zip(_names([p for p, _ in paths]), (entry for _, entry in paths), strict=True))
+    for entry in by_name.values():
+        if not is_entry(entry):
+            raise ValueError(
+                f"{argument} must hold {kind.__name__} or None for every leaf, got {entry!r}"
+            )
     missing = [name for name in names if name not in by_name]
     unknown = [name for name in by_name if name not in names]
-    # Under optax.masked and optax.partition some parameters are not there, but their specs are.
+    # Under optax.masked and optax.partition some parameters are not there, but their entries are.
     if missing or (unknown and not _has_masked_parts(tree)):
         raise ValueError(
-            f"specs do not fit the parameters: no spec for {missing}, no parameter for {unknown}"
+            f"{argument} do not fit the parameters: nothing for {missing}, no parameter for "
+            f"{unknown}"
         )
     return [by_name[name] for name in names]
 

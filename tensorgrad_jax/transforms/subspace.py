@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Int32, PyTree
 
 from tensorgrad_jax.projections.base import LeafProjection, Projection
 from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
@@ -51,7 +51,7 @@ class InSubspaceState(NamedTuple):
 
 def in_subspace(
     inner: optax.GradientTransformation,
-    projection: Projection,
+    projection: Projection | PyTree,
     update_proj_gap: Gap = 200,
     on_refresh: OnRefresh = "transport",
     complement: Literal["drop", "pass"] = "drop",
@@ -64,7 +64,8 @@ def in_subspace(
     Args:
         inner: any Optax transformation that needs no parameters (weight decay belongs outside:
             in the compact space it could only decay the projected part).
-        projection: what compresses every tensor.
+        projection: what compresses every tensor; or a pytree like the parameters of projections
+            and None (not compressed), as `plan_ranks` helps to make.
         update_proj_gap: steps from one refresh to the next. A schedule is asked for the gap at
             each refresh, `max(1, int(gap(step)))`. The first refresh is at step 0.
         on_refresh: what happens to the moments when the subspace changes. "transport" carries
@@ -112,7 +113,7 @@ def in_subspace(
 
 def in_subspace_with(
     inner: optax.GradientTransformation,
-    projection: Projection,
+    projection: Projection | PyTree,
     update_proj_gap: Gap,
     on_refresh: OnRefresh | Carry,
     complement: Literal["drop", "pass"] = "drop",
@@ -150,7 +151,7 @@ def in_subspace_with(
 @dataclasses.dataclass(frozen=True)
 class _InSubspace:
     inner: optax.GradientTransformationExtraArgs
-    projection: Projection
+    projection: Projection | PyTree
     gap: Gap
     on_refresh: OnRefresh | Carry
     complement: str
@@ -254,8 +255,11 @@ def _all_finite(tree):
 def _check_arguments(inner, projection, gap, complement, stagger, seed):
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise ValueError(f"in_subspace: inner must be an Optax transformation, got {inner!r}")
-    if not isinstance(projection, Projection):
-        raise ValueError(f"in_subspace: projection must be a Projection, got {projection!r}")
+    is_projection = lambda x: isinstance(x, Projection)
+    if not all(is_projection(x) for x in jax.tree.leaves(projection, is_leaf=is_projection)):
+        raise ValueError(
+            f"in_subspace: projection must be a Projection or a tree of them, got {projection!r}"
+        )
     if not callable(gap) and (isinstance(gap, bool) or not isinstance(gap, int) or gap < 1):
         raise ValueError(
             f"in_subspace: update_proj_gap must be a positive integer or a schedule, got {gap!r}"
