@@ -27,3 +27,11 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the runs of train.py, which one worker does one after the other."""
+    for item in items:
+        if item.path.name == "test_train.py":
+            item.add_marker(pytest.mark.xdist_group("train"))
+    items.sort(key=lambda item: item.path.name != "test_train.py")

@@ -137,16 +137,15 @@ def test_sparse_selections(kind, tensor):
                 np.testing.assert_array_equal(compact, golden[f"{name}_values"])
                 np.testing.assert_array_equal(later, golden[f"{name}_values2"])
             back = projection.lift(compact, basis)
+            plain = type(projection)(counts if kind == "structured" else ratio, "topk")
             factor = golden[f"{name}_{variant}_scale_factor"]
-            unscaled = jnp.zeros_like(x1)
-            plain = type(projection)(
-                *(getattr(projection, f) for f in list(projection.__dataclass_fields__)[:2])
-            )
-            unscaled = plain.lift(compact, basis)
-            assert distance(back, factor * unscaled) < 1e-6
+            assert distance(back, factor * plain.lift(compact, basis)) < 1e-6
             if f"{name}_{variant}_back" in golden:
                 assert distance(back, golden[f"{name}_{variant}_back"]) < 1e-6
             if variant == "plain" and f"{name}_accum" in golden:
+                # The back-projection accumulated into x2 with factor -1.
+                got = projection.add_lifted(x2, compact, basis, -1.0)
+                assert distance(got, golden[f"{name}_accum"]) < 1e-6
                 compared += 1
     assert compared
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -53,7 +54,7 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
     return tg.projected_adamw(
         schedule,
         projection,
-        update_proj_gap=opt.update_proj_gap,
+        update_proj_gap=build_gap(opt, steps_per_epoch * opt.n_epochs),
         weight_decay=opt.weight_decay,
         specs=tensor_specs,
         b1=opt.b1,
@@ -62,6 +63,20 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
         on_refresh=opt.on_refresh,
         seed=config.seed,
     )
+
+
+def build_gap(opt: OptConfig, total_steps: int) -> Any:
+    """Return the gap between refreshes: a number, or a schedule over the whole training."""
+    if opt.update_proj_gap_mode == "fixed":
+        return opt.update_proj_gap
+    schedules = {
+        "linear": tg.linear_gap,
+        "exponential": tg.exponential_gap,
+        "exponential2": tg.exponential2_gap,
+    }
+    assert opt.update_proj_gap_end is not None
+    schedule = schedules[opt.update_proj_gap_mode]
+    return schedule(opt.update_proj_gap, opt.update_proj_gap_end, total_steps)
 
 
 def build_projection(opt: OptConfig) -> tg.Projection | None:
@@ -82,6 +97,8 @@ def _build_part(part: ProjectionPart, opt: OptConfig) -> tg.Projection:
         return tg.Tucker(part.rank, n_iter=opt.n_iter_max_tucker, method=opt.svd_type)
     assert part.sparse_ratio is not None
     assert part.sparse_type is not None
+    if part.kind == "structured_sparse":
+        return tg.StructuredSparse(part.sparse_ratio, part.sparse_type)
     return tg.UnstructuredSparse(part.sparse_ratio, part.sparse_type)
 
 

@@ -27,8 +27,8 @@ from tensorgrad_jax.training.allowed import (
     show,
 )
 
-ProjectionKind = Literal["low_rank", "unstructured_sparse"]
-SparseType = Literal["randk", "topk"]
+ProjectionKind = Literal["low_rank", "structured_sparse", "unstructured_sparse"]
+SparseType = Literal["randk", "topk", "probability"]
 # int before float: the first type that fits wins, and 3 is a rank, not a budget.
 Rank = int | float | tuple[int | float, ...]
 
@@ -160,8 +160,16 @@ class OptConfig:
         float, POSITIVE, "weight of the sparse part of a composite update"
     ] = 1.0
     update_proj_gap: Annotated[int, COUNT, "steps between refreshes of the projections"] = 200
+    update_proj_gap_mode: Annotated[
+        Literal["fixed", "linear", "exponential", "exponential2"], "how the gap changes in training"
+    ] = "fixed"
+    update_proj_gap_end: Annotated[
+        int | None, COUNT, "gap at the end, unless the mode is fixed"
+    ] = None
     n_iter_max_tucker: Annotated[int, COUNT, "sweeps of the Tucker decomposition"] = 1
-    svd_type: Annotated[Literal["gram", "svd"], "how Tucker factors are computed"] = "gram"
+    svd_type: Annotated[Literal["gram", "svd", "randomized"], "how Tucker factors are computed"] = (
+        "gram"
+    )
     on_refresh: Annotated[
         Literal["transport", "keep", "reset"],
         "moments at a refresh: carried to the new basis, left as numbers, or zeroed",
@@ -188,6 +196,11 @@ class OptConfig:
 
     def __post_init__(self):
         check_options(self, "opt.")
+        if self.update_proj_gap_mode != "fixed" and self.update_proj_gap_end is None:
+            raise ConfigError(
+                f"opt.update_proj_gap_end: got null, expected an integer >= 1 with "
+                f"opt.update_proj_gap_mode {self.update_proj_gap_mode}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,11 @@ from typing import Literal
 from tensorgrad_jax.training.allowed import ConfigError
 from tensorgrad_jax.training.options import OptConfig, ProjectionKind, Rank, SparseType
 
-PART_OPTIONS = {"low_rank": ("rank",), "unstructured_sparse": ("sparse_ratio", "sparse_type")}
+PART_OPTIONS = {
+    "low_rank": ("rank",),
+    "structured_sparse": ("sparse_ratio", "sparse_type"),
+    "unstructured_sparse": ("sparse_ratio", "sparse_type"),
+}
 """The options of a first projection of each kind; those of a second one start with `second_`."""
 
 
@@ -40,10 +44,10 @@ class ProjectionPart:
     """One projection. The attributes of the other kind are None.
 
     Attributes:
-        kind: low_rank (Tucker) or unstructured_sparse (single entries).
+        kind: low_rank (Tucker), structured_sparse (slices), unstructured_sparse (single entries).
         rank: low_rank: a budget (float), a rank (int), or a tuple of one of the two.
-        sparse_ratio: unstructured_sparse: kept entries / entries of the tensor.
-        sparse_type: unstructured_sparse: how the entries are selected.
+        sparse_ratio: sparse kinds: kept entries / entries of the tensor.
+        sparse_type: sparse kinds: how entries or slices are selected.
         weight: factor of this part's lifted update.
     """
 
@@ -86,14 +90,14 @@ def resolve_projection_plan(opt: OptConfig) -> ProjectionPlan:
         if opt.optimizer_type == "tensorgrad_sum":
             raise ConfigError(
                 "opt.second_proj_type: got null with opt.optimizer_type tensorgrad_sum and a given "
-                "opt.proj_type, expected low_rank or unstructured_sparse: a sum has two parts"
+                "opt.proj_type, expected a second projection: a sum has two parts"
             )
         return ProjectionPlan("single", (_part(opt, first or "low_rank", ""),))
     kind = "sum" if opt.optimizer_type == "tensorgrad_sum" else "residual"
     parts = _part(opt, first or "unstructured_sparse", ""), _part(opt, second, "second_")
     weighted = (
         dataclasses.replace(part, weight=opt.tensorgrad_sum_lambda_sparse)
-        if part.kind == "unstructured_sparse"
+        if part.kind != "low_rank"
         else part
         for part in parts
     )

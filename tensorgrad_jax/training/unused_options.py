@@ -9,7 +9,7 @@ _FIRST = tuple(name for names in PART_OPTIONS.values() for name in names)
 _SECOND = tuple("second_" + name for name in _FIRST)
 _TYPES = ("proj_type", "second_proj_type")
 _TUCKER = ("n_iter_max_tucker", "svd_type")
-_REFRESH = ("update_proj_gap", "on_refresh")
+_REFRESH = ("update_proj_gap", "update_proj_gap_mode", "update_proj_gap_end", "on_refresh")
 _LAMBDA = "tensorgrad_sum_lambda_sparse"
 _GENERATOR = ("viscosity", "t_end", "dt", "generator_seed")
 
@@ -33,6 +33,8 @@ def unused_options(config: Config) -> dict[str, str]:
         unused |= {"opt.step_size": reason, "opt.gamma": reason}
     if config.opt.scheduler != "CosineAnnealingLR":
         unused["opt.scheduler_T_max"] = reason
+    if config.opt.update_proj_gap_mode == "fixed":
+        unused["opt.update_proj_gap_end"] = "opt.update_proj_gap_mode is fixed"
     if config.opt.tensorgrad is not False:
         unused |= {f"opt.{name}": text for name, text in _unused_by_projection(config.opt).items()}
     return unused
@@ -49,7 +51,7 @@ def _unused_by_projection(opt: OptConfig) -> dict[str, str]:
         used.update(prefix + name for name in PART_OPTIONS[kind])
     if "low_rank" in kinds:
         used.update(_TUCKER)
-    if len(kinds) == 2 and "unstructured_sparse" in kinds:
+    if len(kinds) == 2 and any(kind != "low_rank" for kind in kinds):
         used.add(_LAMBDA)
     reasons = {}
     for name in (*_FIRST, *_SECOND, *_TUCKER, _LAMBDA):
