@@ -14,7 +14,7 @@ import tensorgrad_jax as tg
 from tensorgrad_jax.projections import LeafProjection
 
 FEW = hypothesis.settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
@@ -161,7 +161,7 @@ def well_separated(projection, lifted):
     )
 
 
-@hypothesis.settings(FEW, max_examples=12)
+@hypothesis.settings(FEW, max_examples=8)
 @hypothesis.given(projections, shapes, dtypes, st.sampled_from(["transport", "keep", "reset"]))
 def test_optimizer_states(projection, shape, kind, on_refresh):
     dtype, axis = kind
