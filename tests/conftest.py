@@ -1,14 +1,15 @@
 """Run-time checks of annotated arrays, and what several test files share."""
 
+import importlib.metadata
 import os
 import tempfile
 
-# Eight host devices for the sharding tests. Level 0: the suite's time is the compiler's, its
-# arrays are tiny. Both must be set before the first use of JAX.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-)
+# Eight host devices for the sharding tests. The rest is for speed: the suite's time is the
+# compiler's, its arrays are tiny. All must be set before the first use of JAX.
+_FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
 # The suite builds the same programs many times (train.py started anew, say): compile them once.
 _CACHE = tempfile.TemporaryDirectory(prefix="tensorgrad-tests-")

@@ -49,7 +49,7 @@ def test_matches_reference(name):
         return value, gradients, y, nnx.merge(graph, parameters)(x_hi)
 
     # Compiling takes most of the time of these tests: skip what only makes programs faster.
-    fast = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    fast = {"xla_backend_optimization_level": 0}
     with jax.default_matmul_precision("highest"):
         loss, gradients, y, y_hi = jax.jit(evaluate, compiler_options=fast)(
             parameters, channels_last(arrays["input"]), channels_last(arrays["input_hi"])

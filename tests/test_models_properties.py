@@ -22,7 +22,7 @@ from tensorgrad_jax.models.fourier import choose_method, kept_frequencies
 from tensorgrad_jax.projections.base import TensorSpec
 
 # Compiling takes most of the time of these tests: skip what only makes programs faster.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+FAST = {"xla_backend_optimization_level": 0}
 
 
 def run(module, x):
