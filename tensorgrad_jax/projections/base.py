@@ -69,6 +69,16 @@ def check_scale(owner: str, scale: float) -> None:
         raise ValueError(f"{owner}: scale must be a finite number, not zero, got {scale!r}")
 
 
+def scaled_to_one(tensor: Array) -> Array:
+    """Return `tensor` over its largest magnitude, zeros as they are.
+
+    The squares that subspaces and norms are found from leave float32's range long before
+    gradients do.
+    """
+    largest = jnp.max(jnp.abs(tensor))
+    return tensor / jnp.where(largest > 0, largest, 1)
+
+
 class Projection(abc.ABC):
     """A linear map of a tensor to a compact form and back, in a subspace chosen anew at times.
 

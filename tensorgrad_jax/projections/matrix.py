@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
+from tensorgrad_jax.projections.base import Leaf, Projection, check_scale, scaled_to_one
 from tensorgrad_jax.projections.leading import PRECISION, leading_by_gram, leading_by_svd
 from tensorgrad_jax.projections.ranks import uniform_ranks
 
@@ -118,8 +118,7 @@ class MatrixLowRank(Projection):
         """Return leading singular vectors of the matrix."""
         del key
         m, n, left, right = self._plan(tensor.shape)
-        largest = jnp.max(jnp.abs(tensor))
-        x = tensor.reshape(m, n) / jnp.where(largest > 0, largest, 1)
+        x = scaled_to_one(tensor).reshape(m, n)
         return MatrixBasis(
             None if left is None else _leading(x, left),
             None if right is None else _leading(x.conj().T, right),

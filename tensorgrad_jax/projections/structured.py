@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
+from tensorgrad_jax.projections.base import Leaf, Projection, check_scale, scaled_to_one
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
 from tensorgrad_jax.projections.selection import SELECTIONS, Selection, select_of_few
 
@@ -82,8 +82,7 @@ class StructuredSparse(Projection):
         self, key: PRNGKeyArray, tensor: Inexact[Array, ...], basis: KeptSlices
     ) -> KeptSlices:
         """Choose the slices anew."""
-        largest = jnp.max(jnp.abs(tensor))
-        squares = jnp.abs(tensor / jnp.where(largest > 0, largest, 1)) ** 2
+        squares = jnp.abs(scaled_to_one(tensor)) ** 2
         slices = []
         for mode, k in enumerate(self.counts(tensor.shape)):
             others = tuple(i for i in range(tensor.ndim) if i != mode)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections.base import Basis, Leaf, Projection, check_scale
+from tensorgrad_jax.projections.base import Basis, Leaf, Projection, check_scale, scaled_to_one
 from tensorgrad_jax.projections.leading import (
     PRECISION,
     leading_by_gram,
@@ -97,9 +97,7 @@ class Tucker(Projection):
     def refresh(self, key: PRNGKeyArray, tensor: Inexact[Array, ...], basis: Basis) -> Basis:
         """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
         ranks = self.ranks(tensor.shape)
-        # Squares of gradients leave float32's range long before gradients do.
-        largest = jnp.max(jnp.abs(tensor))
-        tensor = tensor / jnp.where(largest > 0, largest, 1)
+        tensor = scaled_to_one(tensor)
         if self.method == "randomized":
             start = basis if self.warm_restart else [None] * len(ranks)
 
