@@ -19,20 +19,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from .checks import check_choice, check_modes, check_positive
 from .layers import (
     ChannelMix,
     ChannelMLP,
     SoftGating,
     append_grid,
-    check_choice,
-    check_positive,
     gelu,
     pad_domain,
     padding_widths,
     unpad_domain,
 )
+from .precision import check_precision, layer_dtype, narrow, widen
 from .recompute import apply_recomputed
-from .spectral_conv import SpectralConv, check_modes
+from .spectral_conv import SpectralConv
 
 Number = int | float
 
@@ -56,6 +56,8 @@ class FNOBlock(nnx.Module):
         separable: bool,
         reference_shift: bool,
         transform: str,
+        fno_block_precision: str,
+        fno_block_weights_precision: str,
         activate: bool,
         rngs: nnx.Rngs,
     ):
@@ -66,12 +68,17 @@ class FNOBlock(nnx.Module):
             separable=separable,
             reference_shift=reference_shift,
             transform=transform,
+            fno_block_precision=fno_block_precision,
+            fno_block_weights_precision=fno_block_weights_precision,
             rngs=rngs,
         )
-        self.skip = ChannelMix(channels, channels, rngs=rngs)
+        self.dtype = layer_dtype(fno_block_precision)
+        self.skip = ChannelMix(channels, channels, dtype=self.dtype, rngs=rngs)
         width = round(channels * channel_mlp_expansion)
         self.channel_mlp = (
-            ChannelMLP(channels, channels, width, rngs=rngs) if use_channel_mlp else None
+            ChannelMLP(channels, channels, width, dtype=self.dtype, rngs=rngs)
+            if use_channel_mlp
+            else None
         )
         self.channel_mlp_skip = SoftGating(channels) if use_channel_mlp else None
         normalize = norm == "group_norm"
@@ -84,16 +91,19 @@ class FNOBlock(nnx.Module):
         self, v: Float[Array, "batch *grid channels"]
     ) -> Float[Array, "batch *grid channels"]:
         """Apply the block."""
-        u = self.conv(jnp.tanh(v) if self.stabilizer == "tanh" else v)
+        # Convolution, norms and sums are float32 at least; what is kept for the backward pass and
+        # what the next layer gets is `dtype`.
+        u = self.conv(jnp.tanh(widen(v)) if self.stabilizer == "tanh" else v)
         if self.conv_norm is not None:
             u = self.conv_norm(u)
-        u = u + self.skip(v)
+        u = narrow(u + self.skip(v), self.dtype)
         if self.activate:
             u = gelu(u)
         if self.channel_mlp is not None and self.channel_mlp_skip is not None:
             u = self.channel_mlp(u) + self.channel_mlp_skip(v)
         if self.output_norm is not None:
             u = self.output_norm(u)
+        u = narrow(u, self.dtype)
         return gelu(u) if self.activate else u
 
 
@@ -123,6 +133,10 @@ class FNO(nnx.Module):
         separable: one spectral weight per channel in place of a matrix over channels.
         reference_shift: see `SpectralConv`.
         transform: see `SpectralConv`.
+        fno_block_precision: `"full"`, `"mixed"` or `"half"`: bfloat16 where `models.precision`
+            says. The coordinates always enter in the input's dtype, and the output is float32.
+        fno_block_weights_precision: `"half"` stores the spectral weights in bfloat16; needs one
+            of the latter two.
         activation_checkpoint: keep only the input of every block for the backward pass and
             compute the rest again: less memory for about a third more time.
         rngs: the stream `params` initialises the weights.
@@ -150,6 +164,8 @@ class FNO(nnx.Module):
         separable: bool = False,
         reference_shift: bool = False,
         transform: str = "auto",
+        fno_block_precision: str = "full",
+        fno_block_weights_precision: str = "full",
         activation_checkpoint: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -163,6 +179,7 @@ class FNO(nnx.Module):
         check_choice("FNO", "positional_embedding", positional_embedding, ("grid", None))
         check_choice("FNO", "norm", norm, ("group_norm", None))
         check_choice("FNO", "stabilizer", stabilizer, ("tanh", None))
+        check_precision("FNO", fno_block_precision, fno_block_weights_precision)
         lifting = int(lifting_channel_ratio * hidden_channels)
         projection = int(projection_channel_ratio * hidden_channels)
         _check_width("lifting_channel_ratio", lifting_channel_ratio, lifting)
@@ -177,7 +194,16 @@ class FNO(nnx.Module):
         self.activation_checkpoint = activation_checkpoint
 
         coordinates = len(self.n_modes) if positional_embedding == "grid" else 0
-        self.lifting = ChannelMLP(in_channels + coordinates, hidden_channels, lifting, rngs=rngs)
+        dtype = layer_dtype(fno_block_precision)
+        # In bfloat16 the coordinates of a grid of more than 256 points would not be told apart.
+        self.lifting = ChannelMLP(
+            in_channels + coordinates,
+            hidden_channels,
+            lifting,
+            dtype=dtype,
+            wide_input=True,
+            rngs=rngs,
+        )
         self.blocks = nnx.List(
             [
                 FNOBlock(
@@ -190,13 +216,17 @@ class FNO(nnx.Module):
                     separable=separable,
                     reference_shift=reference_shift,
                     transform=transform,
+                    fno_block_precision=fno_block_precision,
+                    fno_block_weights_precision=fno_block_weights_precision,
                     activate=layer < n_layers - 1,
                     rngs=rngs,
                 )
                 for layer in range(n_layers)
             ]
         )
-        self.projection = ChannelMLP(hidden_channels, out_channels, projection, rngs=rngs)
+        self.projection = ChannelMLP(
+            hidden_channels, out_channels, projection, dtype=dtype, wide_output=True, rngs=rngs
+        )
 
     def __call__(
         self, a: Float[Array, "batch *grid in_channels"]

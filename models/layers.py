@@ -14,6 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .checks import check_positive
+from .precision import matmul_to_float32, narrow, widen
+
 _INVERSE_SQRT_2 = 1 / math.sqrt(2)
 _INVERSE_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 
@@ -24,7 +27,8 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016, equation (2).
     """
-    return x * _normal_cdf(x)
+    wide = widen(x)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
 @gelu.defjvp
@@ -38,7 +42,9 @@ def _gelu_jvp(primals, tangents):
 # pass, in one loop with the product.
 @jax.checkpoint
 def _gelu_tangent(x, dx):
-    return (_normal_cdf(x) + x * (_INVERSE_SQRT_2PI * jnp.exp(-0.5 * x * x))) * dx
+    wide = widen(x)
+    slope = _normal_cdf(wide) + wide * (_INVERSE_SQRT_2PI * jnp.exp(-0.5 * wide * wide))
+    return (slope * dx).astype(dx.dtype)
 
 
 def _normal_cdf(x):
@@ -57,9 +63,14 @@ def draw(
 
 
 def channel_linear(
-    in_channels: int, out_channels: int, *, use_bias: bool = True, rngs: nnx.Rngs
+    in_channels: int,
+    out_channels: int,
+    *,
+    use_bias: bool = True,
+    dtype: jnp.dtype | None = None,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A linear map of the channels, kernel (in_channels, out_channels).
+    """A linear map of the channels, kernel (in_channels, out_channels), computed in `dtype`.
 
     Kernel and bias start uniform in +-1/sqrt(in_channels), the distribution that PyTorch's and
     hence neuraloperator's pointwise convolutions start from.
@@ -74,6 +85,7 @@ def channel_linear(
         in_channels,
         out_channels,
         use_bias=use_bias,
+        dtype=dtype,
         kernel_init=uniform,
         bias_init=uniform,
         rngs=rngs,
@@ -87,6 +99,9 @@ class ChannelMLP(nnx.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         hidden_channels: channels between the two maps.
+        dtype: of the factors of products and of what lies between the maps; None: as they come.
+        wide_input: the input goes through the first map in its own dtype.
+        wide_output: the output is float32 and not `dtype`.
         rngs: the stream `params` initialises the weights.
 
     Raises:
@@ -94,7 +109,15 @@ class ChannelMLP(nnx.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, hidden_channels: int, *, rngs: nnx.Rngs
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int,
+        *,
+        dtype: jnp.dtype | None = None,
+        wide_input: bool = False,
+        wide_output: bool = False,
+        rngs: nnx.Rngs,
     ):
         check_positive(
             "ChannelMLP",
@@ -102,8 +125,11 @@ class ChannelMLP(nnx.Module):
             out_channels=out_channels,
             hidden_channels=hidden_channels,
         )
-        self.inner = channel_linear(in_channels, hidden_channels, rngs=rngs)
-        self.outer = channel_linear(hidden_channels, out_channels, rngs=rngs)
+        inner_dtype = None if wide_input else dtype
+        self.inner = channel_linear(in_channels, hidden_channels, dtype=inner_dtype, rngs=rngs)
+        self.outer = channel_linear(hidden_channels, out_channels, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+        self.wide_output = wide_output
 
     def __call__(
         self, x: Float[Array, "batch *grid in_channels"]
@@ -111,7 +137,12 @@ class ChannelMLP(nnx.Module):
         """Apply the two maps at every grid point."""
         # One matrix product over all points: gradients of products with several leading axes
         # are far slower on CPUs.
-        y = self.outer(gelu(self.inner(x.reshape(-1, x.shape[-1]))))
+        v = gelu(narrow(self.inner(x.reshape(-1, x.shape[-1])), self.dtype))
+        if self.wide_output and self.dtype is not None:
+            kernel, bias = self.outer.kernel[...], self.outer.bias[...]
+            y = matmul_to_float32(v, kernel.astype(self.dtype)) + bias
+        else:
+            y = self.outer(v)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -121,11 +152,21 @@ class ChannelMix(nnx.Module):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
+        dtype: of the factors of products and of the output; None: as they come.
         rngs: the stream `params` initialises the weights.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
-        self.linear = channel_linear(in_channels, out_channels, use_bias=False, rngs=rngs)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.linear = channel_linear(
+            in_channels, out_channels, use_bias=False, dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self, x: Float[Array, "batch *grid in_channels"]
@@ -182,17 +223,3 @@ def unpad_domain(
     grid = x.shape[1:-1]
     inside = tuple(slice(w, n - w) for w, n in zip(widths, grid, strict=True))
     return x[(slice(None), *inside)]
-
-
-def check_positive(owner: str, **numbers: int) -> None:
-    """Raise a ValueError that names the first argument that is not an integer of at least 1."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}: {name} must be an integer >= 1, got {value!r}")
-
-
-def check_choice(owner: str, name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise a ValueError that names the argument and what is allowed."""
-    if value not in allowed:
-        choices = ", ".join(map(repr, allowed))
-        raise ValueError(f"{owner}: {name} must be one of {choices}, got {value!r}")

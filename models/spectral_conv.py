@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from .checks import check_choice, check_modes, check_positive
 from .fourier import (
     PRECISION,
     choose_method,
@@ -23,7 +24,8 @@ from .fourier import (
     truncated_irfftn,
     truncated_rfftn,
 )
-from .layers import check_choice, check_positive, draw
+from .layers import draw
+from .precision import batched_products, check_precision, widen
 
 
 class SpectralConv(nnx.Module):
@@ -48,12 +50,16 @@ class SpectralConv(nnx.Module):
             lower). Needed for its checkpoints on such grids alone; even grids do not differ.
         transform: `"fft"`, `"matrix"`, or `"auto"`, which chooses by size
             (see `fourier.choose_method`). The results agree up to round-off.
+        fno_block_precision: `"full"`, `"mixed"` or `"half"`, see `models.precision`. The output
+            is float32 in the latter two.
+        fno_block_weights_precision: `"half"` stores `spectral_weight` in bfloat16; its gradient
+            then is bfloat16 too.
         rngs: the stream `params` initialises weights and bias: normal, with a standard deviation
             of sqrt(2 / (in_channels + out_channels)), for a weight that of the complex number.
 
     Raises:
         ValueError: if a number is below 1, if `separable` comes with in_channels different from
-            out_channels, or if `transform` is unknown.
+            out_channels, or if another argument is not one of these.
     """
 
     def __init__(
@@ -65,10 +71,13 @@ class SpectralConv(nnx.Module):
         separable: bool = False,
         reference_shift: bool = False,
         transform: str = "auto",
+        fno_block_precision: str = "full",
+        fno_block_weights_precision: str = "full",
         rngs: nnx.Rngs,
     ):
         check_positive("SpectralConv", in_channels=in_channels, out_channels=out_channels)
         check_choice("SpectralConv", "transform", transform, ("auto", "fft", "matrix"))
+        check_precision("SpectralConv", fno_block_precision, fno_block_weights_precision)
         if separable and in_channels != out_channels:
             raise ValueError(
                 "SpectralConv: separable needs in_channels equal to out_channels, "
@@ -78,13 +87,15 @@ class SpectralConv(nnx.Module):
         self.separable = separable
         self.reference_shift = reference_shift
         self.transform = transform
+        self.precision = fno_block_precision
 
         modes = (*self.n_modes[:-1], self.n_modes[-1] // 2 + 1)
         channels = (in_channels,) if separable else (in_channels, out_channels)
         std = (2 / (in_channels + out_channels)) ** 0.5
         # Half of the variance for each of the two parts.
         weight = draw(jax.random.normal, rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
-        self.spectral_weight = nnx.Param(weight)
+        dtype = jnp.bfloat16 if fno_block_weights_precision == "half" else weight.dtype
+        self.spectral_weight = nnx.Param(weight.astype(dtype))
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_channels,)) * std)
 
     def __call__(
@@ -106,12 +117,20 @@ class SpectralConv(nnx.Module):
         kept = kept_frequencies(grid, modes)
         method = choose_method(grid, kept) if self.transform == "auto" else self.transform
 
+        narrow = self.precision == "half"
+        if self.precision != "full":
+            x = x.astype(jnp.bfloat16 if narrow and method == "matrix" else jnp.float32)
         real, imag = truncated_rfftn(x, kept, method)
         weight = self.spectral_weight[...][(slice(None), *self._weight_slices(kept, modes))]
-        product = _scale_modes if self.separable else _mix_modes
+        if self.separable:
+            product = _scale_modes
+        else:
+            product = _mix_modes if self.precision == "full" else _mix_modes_bfloat16
         real, imag = product(real, imag, weight)
+        if narrow:
+            real, imag = (c.astype(jnp.bfloat16) for c in (real, imag))
         y = truncated_irfftn(real, imag, self._output_frequencies(kept, grid), grid, method)
-        return y + self.bias[...]
+        return widen(y) + self.bias[...]
 
     def _weight_slices(self, kept, modes):
         starts = [f.start + m // 2 for f, m in zip(kept[:-1], modes[:-1], strict=True)]
@@ -142,16 +161,22 @@ def _mix_modes(real, imag, weight):
     return tuple(y.transpose(1, 0, 2).reshape(shape) for y in (y_real, y_imag))
 
 
+def _mix_modes_bfloat16(real, imag, weight):
+    """The same with bfloat16 factors; results in float32."""
+    batch, *modes, channels = real.shape
+    weight = weight.reshape(2, -1, channels, weight.shape[-1]).astype(jnp.bfloat16)
+    x = jnp.stack([real, imag]).astype(jnp.bfloat16).reshape(2 * batch, -1, channels)
+    # The small factor is repeated for real and imaginary part of the large one: a product with
+    # one part alone would have to copy that part first.
+    x = jnp.broadcast_to(x.transpose(1, 0, 2), (2, x.shape[1], 2 * batch, channels))
+    by_real, by_imag = batched_products(x, weight).reshape(2, -1, 2, batch, weight.shape[-1])
+    y_real = by_real[:, 0] - by_imag[:, 1]
+    y_imag = by_real[:, 1] + by_imag[:, 0]
+    shape = (batch, *modes, weight.shape[-1])
+    return tuple(y.transpose(1, 0, 2).reshape(shape) for y in (y_real, y_imag))
+
+
 def _scale_modes(real, imag, weight):
     """The same with a diagonal W."""
     w_real, w_imag = weight
     return real * w_real - imag * w_imag, real * w_imag + imag * w_real
-
-
-def check_modes(owner: str, n_modes: Sequence[int]) -> tuple[int, ...]:
-    """`n_modes` as a tuple; a ValueError if it is not a sequence of integers of at least 1."""
-    if not isinstance(n_modes, Sequence) or isinstance(n_modes, str) or not n_modes:
-        raise ValueError(f"{owner}: n_modes must be a sequence of integers, got {n_modes!r}")
-    for m in n_modes:
-        check_positive(owner, **{f"every entry of n_modes = {tuple(n_modes)}": m})
-    return tuple(n_modes)

@@ -31,6 +31,7 @@ def tensorgrad(
     b1: ArrayLike = 0.9,
     b2: ArrayLike = 0.999,
     eps: ArrayLike = 1e-8,
+    mu_dtype: Any = None,
     n_iter: int = 1,
     on_refresh: OnRefresh = "transport",
     mask: Any = None,
@@ -61,6 +62,7 @@ def tensorgrad(
         b1: decay of the first moments.
         b2: decay of the second moments.
         eps: added to the root of the corrected second moments.
+        mu_dtype: dtype of the first moments, see `scale_by_adam`; bfloat16 halves them.
         n_iter: sweeps of the Tucker decomposition at a refresh.
         on_refresh: what happens to the moments at a refresh, see `in_subspace`.
         mask: which leaves to decay, see `optax.add_decayed_weights`.
@@ -96,6 +98,7 @@ def tensorgrad(
         b1=b1,
         b2=b2,
         eps=eps,
+        mu_dtype=mu_dtype,
         on_refresh=on_refresh,
         mask=mask,
         seed=seed,
@@ -111,6 +114,7 @@ def projected_adamw(
     b1: ArrayLike = 0.9,
     b2: ArrayLike = 0.999,
     eps: ArrayLike = 1e-8,
+    mu_dtype: Any = None,
     on_refresh: OnRefresh = "transport",
     mask: Any = None,
     stagger: bool = False,
@@ -127,6 +131,7 @@ def projected_adamw(
         b1: decay of the first moments.
         b2: decay of the second moments.
         eps: added to the root of the corrected second moments.
+        mu_dtype: dtype of the first moments, see `scale_by_adam`; bfloat16 halves them.
         on_refresh: what happens to the moments at a refresh, see `in_subspace`.
         mask: which leaves to decay, see `optax.add_decayed_weights`.
         stagger: refresh the parameters at different steps, see `in_subspace`.
@@ -143,7 +148,7 @@ def projected_adamw(
         learning_rate = _real(learning_rate)
     return optax.chain(
         in_subspace(
-            scale_by_adam(b1, b2, eps),
+            scale_by_adam(b1, b2, eps, mu_dtype),
             projection,
             update_proj_gap=update_proj_gap,
             on_refresh=on_refresh,

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
+from tensorgrad_jax.projections.hashing import hashed
+
 Selection = Literal["topk", "randk", "probability"]
 SELECTIONS = ("topk", "randk", "probability")
 
@@ -74,7 +76,7 @@ def stratified(seed: UInt32[Array, ""], n: int, k: int) -> Int32[Array, " k"]:
     quotient, remainder = divmod(n, k)
     borders = block * jnp.uint32(quotient) + _floor_times_fraction(block, remainder, k)
     start, length = borders[:-1], borders[1:] - borders[:-1]
-    return (start + _hash(block[:-1], seed) % length).astype(jnp.int32)
+    return (start + hashed(block[:-1], seed) % length).astype(jnp.int32)
 
 
 def _floor_times_fraction(i, r: int, k: int):
@@ -100,19 +102,6 @@ def _high_half(a, b):
     cross = a1 * b0 + ((a0 * b0) >> 16)
     low_cross = (cross & 0xFFFF) + a0 * b1
     return a1 * b1 + (cross >> 16) + (low_cross >> 16)
-
-
-def _hash(x, seed):
-    """Return 32 well-mixed bits per counter (two rounds of a multiply-xorshift finalizer).
-
-    Constants: C. Wellons, Hash Function Prospector (lowbias32), public domain.
-    """
-    for salt in (seed, seed ^ jnp.uint32(0x9E3779B9)):
-        x = x ^ salt
-        x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-        x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-        x = x ^ (x >> 16)
-    return x
 
 
 def check_size(owner: str, shape: tuple[int, ...]) -> int:

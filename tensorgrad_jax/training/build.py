@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -40,6 +41,8 @@ def build_model(config: Config, in_channels: int, out_channels: int) -> FNO:
         separable=fno.separable,
         transform=fno.transform,
         activation_checkpoint=fno.activation_checkpoint,
+        fno_block_precision=fno.fno_block_precision,
+        fno_block_weights_precision=fno.fno_block_weights_precision,
         rngs=nnx.Rngs(config.seed),
     )
 
@@ -49,8 +52,15 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
     opt = config.opt
     schedule = learning_rate_schedule(opt, steps_per_epoch)
     projection = build_projection(opt)
+    mu_dtype = None if opt.enforce_full_complex_precision else jnp.bfloat16
     if projection is None:
-        return optax.adamw(schedule, opt.b1, opt.b2, opt.eps, weight_decay=opt.weight_decay)
+        # optax.adamw, but with a float32 second moment for bfloat16 weights too: in bfloat16 its
+        # decay by 0.999 would be rounded away.
+        return optax.chain(
+            tg.scale_by_adam(opt.b1, opt.b2, opt.eps, mu_dtype),
+            optax.add_decayed_weights(opt.weight_decay),
+            optax.scale_by_learning_rate(schedule),
+        )
     return tg.projected_adamw(
         schedule,
         projection,
@@ -60,6 +70,7 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
         b1=opt.b1,
         b2=opt.b2,
         eps=opt.eps,
+        mu_dtype=mu_dtype,
         on_refresh=opt.on_refresh,
         seed=config.seed,
     )

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from tqdm import tqdm
 
@@ -90,11 +89,14 @@ class Training:
         model = build_model(config, data.in_channels, data.out_channels)
         self.graphdef, variables = nnx.split(model, nnx.Param)
         params = nnx.to_pure_dict(variables)
-        self.state = TrainState(params, optimizer.init(params), jnp.zeros(()))
+        self.state = TrainState(
+            params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(())
+        )
         self.position = Position()
         self.rows: list[dict[str, Any]] = []
         loss = LOSSES[config.opt.training_loss]
-        self._step = make_train_step(self.graphdef, optimizer, loss, data.encoding)
+        rounding_seed = config.seed if config.opt.stochastic_rounding else None
+        self._step = make_train_step(self.graphdef, optimizer, loss, data.encoding, rounding_seed)
         self._errors = make_error_step(self.graphdef, data.encoding)
         self._compiled = None
 
@@ -210,7 +212,8 @@ class Training:
         )
         params = self.state.params
         ours = tg.state_bytes(self.state.opt_state)
-        adamw = tg.state_bytes(jax.eval_shape(optax.adamw(1e-3).init, params))
+        # float32 moments, whatever the precision of the parameters.
+        adamw = tg.state_bytes(jax.eval_shape(tg.scale_by_adam().init, params))
         last = self.rows[-1]
         at_training = last["tests"].get(str(self.config.data.train_resolution), {})
         report.write_summary(

@@ -121,9 +121,21 @@ class FnoConfig:
         Literal["auto", "fft", "matrix"],
         "the truncated Fourier transform: an FFT, matrix products, or whichever should be faster",
     ] = "auto"
+    fno_block_precision: Annotated[
+        Literal["full", "mixed", "half"],
+        "float32; or bfloat16 with float32 transforms, norms and sums; or bfloat16 transforms too",
+    ] = "full"
+    fno_block_weights_precision: Annotated[
+        Literal["full", "half"], "spectral weights stored in float32 or in bfloat16"
+    ] = "full"
 
     def __post_init__(self):
         check_options(self, "fno.")
+        if self.fno_block_weights_precision == "half" and self.fno_block_precision == "full":
+            raise ConfigError(
+                "fno.fno_block_weights_precision: got 'half', expected full with "
+                "fno.fno_block_precision full; or choose mixed or half there"
+            )
         if self.domain_padding is not None:
             _repeat(self, "fno.", "domain_padding", len(self.n_modes), "fno.n_modes")
 
@@ -179,6 +191,12 @@ class OptConfig:
     b1: Annotated[float, DECAY_RATE, "decay of the first moment"] = 0.9
     b2: Annotated[float, DECAY_RATE, "decay of the second moment"] = 0.999
     eps: Annotated[float, POSITIVE, "added to the root of the second moment"] = 1e-8
+    enforce_full_complex_precision: Annotated[
+        bool, "float32 moments; False keeps the first moments in bfloat16"
+    ] = True
+    stochastic_rounding: Annotated[
+        bool, "of updated bfloat16 weights; False rounds to the nearest and loses small updates"
+    ] = True
     n_epochs: Annotated[int, COUNT, "passes over the training data"] = 6
     training_loss: Annotated[Literal["l2", "h1"], "relative loss that is minimized"] = "l2"
     scheduler: Annotated[

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+import tensorgrad_jax as tg
 from tensorgrad_jax.data.normalizers import UnitGaussianNormalizer
 from tensorgrad_jax.training.build import LOSSES
 
@@ -21,12 +22,14 @@ class TrainState(NamedTuple):
     Attributes:
         params: the model's `nnx.Param` variables.
         opt_state: the optimizer's state.
+        step: int32 (), number of updates so far.
         loss_sum: float32 (), sum of the training losses of this epoch's batches so far. It stays
             on the device, so that no step waits for the host.
     """
 
     params: Any
     opt_state: optax.OptState
+    step: Array
     loss_sum: Array
 
 
@@ -49,10 +52,19 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     loss: Callable[..., Array],
     encoding: Encoding,
+    rounding_seed: int | None = 0,
 ) -> Callable[..., TrainState]:
     """Return the jitted function (state, batch) -> state; the given state's buffers are reused.
 
     The loss is taken in physical units: it is the error that will be reported.
+
+    Args:
+        graphdef: the model without its parameters.
+        optimizer: what makes updates of gradients.
+        loss: of predictions and targets.
+        encoding: the normalizers.
+        rounding_seed: of the stochastic rounding of bfloat16 parameters, see `tg.apply_updates`;
+            None rounds to the nearest.
     """
 
     def objective(params, batch):
@@ -61,8 +73,12 @@ def make_train_step(
     def step(state: TrainState, batch: dict[str, Array]) -> TrainState:
         value, gradients = jax.value_and_grad(objective)(state.params, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.loss_sum + value.astype(jnp.float32))
+        key = None
+        if rounding_seed is not None:
+            key = jax.random.fold_in(jax.random.key(rounding_seed), state.step)
+        params = tg.apply_updates(state.params, updates, key)
+        loss_sum = state.loss_sum + value.astype(jnp.float32)
+        return TrainState(params, opt_state, state.step + 1, loss_sum)
 
     return jax.jit(step, donate_argnums=0)
 

@@ -28,6 +28,8 @@ def unused_options(config: Config) -> dict[str, str]:
         unused |= {f"data.{name}": "data.generate is False" for name in _GENERATOR}
     if not config.fno.use_channel_mlp:
         unused["fno.channel_mlp_expansion"] = "fno.use_channel_mlp is False"
+    if config.fno.fno_block_weights_precision != "half":
+        unused["opt.stochastic_rounding"] = "fno.fno_block_weights_precision is full"
     reason = f"opt.scheduler is {config.opt.scheduler}"
     if config.opt.scheduler != "StepLR":
         unused |= {"opt.step_size": reason, "opt.gamma": reason}

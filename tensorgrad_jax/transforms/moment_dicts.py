@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from tensorgrad_jax.projections.base import Basis, LeafProjection
+from tensorgrad_jax.transforms.complex_pairs import packed_like, unpacked
 
 # Fields of Optax's states by how they transform.
 _LINEAR = frozenset({"mu", "trace", "ema", "m", "momentum"})
@@ -52,17 +52,26 @@ class MomentDicts:
     def transported(self, name: str, leaf: LeafProjection, old: Basis, new: Basis) -> list[Any]:
         """Return all moments of one parameter, carried from its old basis to its new one."""
         rules = (leaf.transport if f in _LINEAR else leaf.transport_squares for f in self.fields)
-        return [
-            cast_like(rule(moment, old, new), moment)
-            for rule, moment in zip(rules, self.of(name), strict=True)
-        ]
+        struct = leaf.compact_struct()
+
+        def carried(rule, stored):
+            moment = jax.tree.map(unpacked, stored, struct)
+            return jax.tree.map(packed_like, rule(moment, old, new), stored)
+
+        return [carried(rule, x) for rule, x in zip(rules, self.of(name), strict=True)]
 
     def check_transportable(self, structs: dict[str, Any], compressed) -> None:
         """Raise ValueError if some moment of a compressed parameter cannot be carried over."""
-        shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+
+        def fits(stored, struct):
+            return jax.tree.structure(stored) == jax.tree.structure(struct) and all(
+                unpacked(x, s).shape == s.shape
+                for x, s in zip(jax.tree.leaves(stored), jax.tree.leaves(struct), strict=True)
+            )
+
         for i, field in enumerate(self.fields):
             for name in compressed:
-                same = shapes(self.of(name)[i]) == shapes(structs[name])
+                same = fits(self.of(name)[i], structs[name])
                 if field not in _LINEAR | _SQUARED or not same:
                     raise ValueError(
                         f"in_subspace: on_refresh='transport' cannot carry {field!r} of the inner "

@@ -10,13 +10,16 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
+from tensorgrad_jax.transforms.complex_pairs import packed_like, unpacked
+
 
 class ScaleByAdamState(NamedTuple):
     """State of `scale_by_adam`.
 
     Attributes:
         count: int32 (), number of updates so far.
-        mu: first moments, shaped like the parameters; complex for complex parameters.
+        mu: first moments, shaped like the parameters; complex for complex parameters, or where
+            `mu_dtype` is given their real and imaginary part along a new axis 0.
         nu: second moments, shaped like the parameters; always real.
     """
 
@@ -44,8 +47,8 @@ def scale_by_adam(
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root of the corrected second moment.
-        mu_dtype: dtype of the first moments of real parameters; default: the parameter's, at
-            least float32.
+        mu_dtype: dtype of the first moments, of complex parameters that of real and imaginary
+            part; default: the parameter's, at least float32. bfloat16 halves them.
         nu_dtype: dtype of the second moments; default: float32, float64 for 64-bit parameters.
 
     Returns:
@@ -79,9 +82,11 @@ def scale_by_adam(
             raise ValueError(f"scale_by_adam: {name} must be a real float dtype, got {value!r}")
 
     def first_dtype(dtype):
-        if mu_dtype is not None and not jnp.issubdtype(dtype, jnp.complexfloating):
-            return jnp.dtype(mu_dtype)
-        return jnp.promote_types(dtype, jnp.float32)
+        return jnp.dtype(mu_dtype or jnp.promote_types(dtype, jnp.float32))
+
+    def first_zeros(p):
+        pair = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
+        return jnp.zeros((2, *p.shape) if pair else p.shape, first_dtype(p.dtype))
 
     def second_dtype(dtype):
         return jnp.dtype(nu_dtype or jnp.finfo(jnp.promote_types(dtype, jnp.float32)).dtype)
@@ -89,7 +94,7 @@ def scale_by_adam(
     def init_fn(params):
         return ScaleByAdamState(
             count=jnp.zeros((), jnp.int32),
-            mu=jax.tree.map(lambda p: jnp.zeros(p.shape, first_dtype(p.dtype)), params),
+            mu=jax.tree.map(first_zeros, params),
             nu=jax.tree.map(lambda p: jnp.zeros(p.shape, second_dtype(p.dtype)), params),
         )
 
@@ -100,7 +105,7 @@ def scale_by_adam(
 
         def first(g, m):
             wide = jnp.promote_types(g.dtype, jnp.float32)
-            return b1 * m.astype(wide) + (1 - b1) * g.astype(wide)
+            return b1 * unpacked(m, g).astype(wide) + (1 - b1) * g.astype(wide)
 
         def second(g, v):
             squared = _abs_squared(g)
@@ -111,7 +116,7 @@ def scale_by_adam(
         scaled = jax.tree.map(
             lambda m, v: (m / correct_first) / (jnp.sqrt(v / correct_second) + eps), mu, nu
         )
-        store = lambda new, old: jax.tree.map(lambda x, o: x.astype(o.dtype), new, old)
+        store = lambda new, old: jax.tree.map(packed_like, new, old)
         return scaled, ScaleByAdamState(count, store(mu, state.mu), store(nu, state.nu))
 
     return optax.GradientTransformation(init_fn, update_fn)
