@@ -137,8 +137,9 @@ class FNO(nnx.Module):
             says. The coordinates always enter in the input's dtype, and the output is float32.
         fno_block_weights_precision: `"half"` stores the spectral weights in bfloat16; needs one
             of the latter two.
-        activation_checkpoint: keep only the input of every block for the backward pass and
-            compute the rest again: less memory for about a third more time.
+        activation_checkpoint: keep only the input of every block, of lifting and of projection
+            for the backward pass and compute the rest again: less memory for about a third more
+            time.
         rngs: the stream `params` initialises the weights.
 
     Raises:
@@ -242,12 +243,13 @@ class FNO(nnx.Module):
                 f"FNO: expected an input of shape (batch, *grid, {self.in_channels}) with "
                 f"{dim} grid axes, got {a.shape}"
             )
-        v = self.lifting(append_grid(a) if self.positional_embedding == "grid" else a)
+        apply = apply_recomputed if self.activation_checkpoint else lambda layer, v: layer(v)
+        v = apply(self.lifting, append_grid(a) if self.positional_embedding == "grid" else a)
         widths = padding_widths(a.shape[1:-1], self.domain_padding)
         v = pad_domain(v, widths)
         for block in self.blocks:
-            v = apply_recomputed(block, v) if self.activation_checkpoint else block(v)
-        return self.projection(unpad_domain(v, widths))
+            v = apply(block, v)
+        return apply(self.projection, unpad_domain(v, widths))
 
 
 def _sample_norm(channels: int, rngs: nnx.Rngs) -> nnx.GroupNorm:

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .checks import check_positive
-from .precision import matmul_to_float32, narrow, widen
+from .precision import narrow, product, widen
 
 _INVERSE_SQRT_2 = 1 / math.sqrt(2)
 _INVERSE_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
@@ -67,10 +67,9 @@ def channel_linear(
     out_channels: int,
     *,
     use_bias: bool = True,
-    dtype: jnp.dtype | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A linear map of the channels, kernel (in_channels, out_channels), computed in `dtype`.
+    """A linear map of the channels, kernel (in_channels, out_channels).
 
     Kernel and bias start uniform in +-1/sqrt(in_channels), the distribution that PyTorch's and
     hence neuraloperator's pointwise convolutions start from.
@@ -85,11 +84,29 @@ def channel_linear(
         in_channels,
         out_channels,
         use_bias=use_bias,
-        dtype=dtype,
         kernel_init=uniform,
         bias_init=uniform,
         rngs=rngs,
     )
+
+
+def apply_linear(
+    linear: nnx.Linear,
+    x: Float[Array, "points in_channels"],
+    dtype: jnp.dtype | None,
+    wide_output: bool = False,
+) -> Float[Array, "points out_channels"]:
+    """The linear map with factors in `dtype`; None: as they come.
+
+    The result has that dtype too, or float32 with `wide_output`.
+    """
+    if dtype is None:
+        return linear(x)
+    out = jnp.dtype(jnp.float32) if wide_output else dtype
+    y = product(x.astype(dtype), linear.kernel[...].astype(dtype), out)
+    if linear.bias is None:
+        return y
+    return (y + linear.bias[...]).astype(out)
 
 
 class ChannelMLP(nnx.Module):
@@ -125,10 +142,10 @@ class ChannelMLP(nnx.Module):
             out_channels=out_channels,
             hidden_channels=hidden_channels,
         )
-        inner_dtype = None if wide_input else dtype
-        self.inner = channel_linear(in_channels, hidden_channels, dtype=inner_dtype, rngs=rngs)
-        self.outer = channel_linear(hidden_channels, out_channels, dtype=dtype, rngs=rngs)
+        self.inner = channel_linear(in_channels, hidden_channels, rngs=rngs)
+        self.outer = channel_linear(hidden_channels, out_channels, rngs=rngs)
         self.dtype = dtype
+        self.wide_input = wide_input
         self.wide_output = wide_output
 
     def __call__(
@@ -137,12 +154,10 @@ class ChannelMLP(nnx.Module):
         """Apply the two maps at every grid point."""
         # One matrix product over all points: gradients of products with several leading axes
         # are far slower on CPUs.
-        v = gelu(narrow(self.inner(x.reshape(-1, x.shape[-1])), self.dtype))
-        if self.wide_output and self.dtype is not None:
-            kernel, bias = self.outer.kernel[...], self.outer.bias[...]
-            y = matmul_to_float32(v, kernel.astype(self.dtype)) + bias
-        else:
-            y = self.outer(v)
+        x_flat = x.reshape(-1, x.shape[-1])
+        v = apply_linear(self.inner, x_flat, None if self.wide_input else self.dtype)
+        v = gelu(narrow(v, self.dtype))
+        y = apply_linear(self.outer, v, self.dtype, self.wide_output)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -164,15 +179,14 @@ class ChannelMix(nnx.Module):
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        self.linear = channel_linear(
-            in_channels, out_channels, use_bias=False, dtype=dtype, rngs=rngs
-        )
+        self.linear = channel_linear(in_channels, out_channels, use_bias=False, rngs=rngs)
+        self.dtype = dtype
 
     def __call__(
         self, x: Float[Array, "batch *grid in_channels"]
     ) -> Float[Array, "batch *grid out_channels"]:
         """Apply the map at every grid point."""
-        y = self.linear(x.reshape(-1, x.shape[-1]))
+        y = apply_linear(self.linear, x.reshape(-1, x.shape[-1]), self.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

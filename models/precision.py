@@ -13,6 +13,9 @@ bfloat16 has float32's exponents, so that gradients do not underflow and no loss
 float16 would need that and is not offered.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Float32
@@ -22,9 +25,9 @@ from .checks import check_choice
 PRECISIONS = ("full", "mixed", "half")
 WEIGHTS_PRECISIONS = ("full", "half")
 
-# On CPUs a product of bfloat16 matrices is one of float32 copies. Weights are widened piece by
-# piece there, never as a whole.
-_CPU_COPY_BYTES = 2**18
+# On CPUs a product of bfloat16 matrices is one of float32 copies. They are made piece by piece
+# there, of about this many bytes, never of a whole factor.
+_CPU_COPY_BYTES = 2**21
 
 
 def check_precision(owner: str, precision: str, weights_precision: str) -> None:
@@ -54,29 +57,36 @@ def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-@jax.custom_vjp
-def matmul_to_float32(
-    x: BFloat16[Array, "points i"], weight: BFloat16[Array, "i o"]
-) -> Float32[Array, "points o"]:
-    """x @ weight, added up and returned in float32; the cotangent is rounded to bfloat16.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(
+    x: BFloat16[Array, "points i"], weight: BFloat16[Array, "i o"], dtype: Any
+) -> Float[Array, "points o"]:
+    """x @ weight, added up in float32 and returned in `dtype`; the cotangent is made bfloat16.
 
-    Without that rounding the backward pass would be products of float32 with bfloat16, for which
-    the large factor is copied to float32.
+    Without that the backward pass of a float32 result would be products of float32 with bfloat16,
+    for which the large factor is copied to float32.
     """
-    return jax.lax.dot(x, weight, preferred_element_type=jnp.float32)
+    return _piecewise(_matmul(dtype), (x, weight), (0, None), 0)
 
 
-def _matmul_forward(x, weight):
-    return matmul_to_float32(x, weight), (x, weight)
+def _product_forward(x, weight, dtype):
+    return product(x, weight, dtype), (x, weight)
 
 
-def _matmul_backward(kept, cotangent):
+def _product_backward(dtype, kept, cotangent):
     x, weight = kept
     cotangent = cotangent.astype(x.dtype)
-    return cotangent @ weight.T, x.T @ cotangent
+    dx = _piecewise(_matmul(x.dtype), (cotangent, weight.T), (0, None), 0)
+    transposed = lambda x, g: jax.lax.dot(x.T, g, preferred_element_type=jnp.float32)
+    dw = _piecewise(transposed, (x, cotangent), (0, 0), None)
+    return dx, dw.astype(weight.dtype)
 
 
-matmul_to_float32.defvjp(_matmul_forward, _matmul_backward)
+product.defvjp(_product_forward, _product_backward)
+
+
+def _matmul(dtype):
+    return lambda x, weight: jax.lax.dot(x, weight, preferred_element_type=dtype)
 
 
 @jax.custom_vjp
@@ -87,7 +97,7 @@ def batched_products(
 
     The cotangent is rounded to bfloat16, and the gradient with respect to `weight` is bfloat16.
     """
-    return _piecewise(_forward_products, x, weight)
+    return _piecewise(_batched_dot((3, 2), jnp.float32), (x, weight), (1, 1), 1)
 
 
 def _products_forward(x, weight):
@@ -97,47 +107,77 @@ def _products_forward(x, weight):
 def _products_backward(kept, cotangent):
     x, weight = kept
     cotangent = cotangent.astype(x.dtype)
-    dx = _piecewise(_input_gradient, cotangent, weight)
-    return dx, _piecewise(_weight_gradient, x, cotangent)
+    dx = _piecewise(_batched_dot((3, 3), jnp.bfloat16), (cotangent, weight), (1, 1), 1)
+    return dx, _piecewise(_batched_dot((2, 2), jnp.bfloat16), (x, cotangent), (1, 1), 1)
 
 
 batched_products.defvjp(_products_forward, _products_backward)
 
 
-def _batched_dot(a, b, axes, dtype):
+def _batched_dot(axes, dtype):
     dimensions = (((axes[0],), (axes[1],)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
+    return lambda a, b: jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
 
 
-def _forward_products(x, weight):
-    return _batched_dot(x, weight, (3, 2), jnp.float32)
+def _piecewise(function, arrays, axes, out_axis):
+    """`function(*arrays)`, on CPUs for a piece of the arrays at a time.
 
+    Args:
+        function: of the arrays; what it returns is a concatenation or a sum over pieces.
+        arrays: its arguments.
+        axes: the axis that is cut, per argument; None for one that is not.
+        out_axis: the axis along which the results are joined; None if they are added.
+    """
+    cut = [(x, axis) for x, axis in zip(arrays, axes, strict=True) if axis is not None]
+    n = cut[0][0].shape[cut[0][1]]
+    widths = [x.size // n for x, _ in cut]
+    if out_axis is not None:
+        widths.append(jax.eval_shape(function, *arrays).size // n)
+    piece = max(1, _CPU_COPY_BYTES // (4 * max(1, *widths)))
+    if piece >= n:
+        return function(*arrays)
 
-def _input_gradient(cotangent, weight):
-    return _batched_dot(cotangent, weight, (3, 3), jnp.bfloat16)
-
-
-def _weight_gradient(x, cotangent):
-    return _batched_dot(x, cotangent, (2, 2), jnp.bfloat16)
-
-
-def _piecewise(products, a, b):
-    """`products(a, b)`; on CPUs for a few m at a time."""
-    m = a.shape[1]
-    result = jax.eval_shape(products, a, b)
-    largest = max(x.size // m for x in (a, b, result)) * 4
-    fits = lambda n: m % n == 0 and n * largest <= _CPU_COPY_BYTES
-    piece = next((n for n in range(m, 0, -1) if fits(n)), 1)
-    if piece == m:
-        return products(a, b)
-
-    def in_pieces(a, b):
-        def step(i, done):
-            part = products(
-                *(jax.lax.dynamic_slice_in_dim(x, i * piece, piece, axis=1) for x in (a, b))
+    def part(start, length, bits):
+        return function(
+            *(
+                _number(x if axis is None else jax.lax.dynamic_slice_in_dim(x, start, length, axis))
+                for x, axis in zip(bits, axes, strict=True)
             )
-            return jax.lax.dynamic_update_slice_in_dim(done, part, i * piece, axis=1)
+        )
 
-        return jax.lax.fori_loop(0, m // piece, step, jnp.zeros(result.shape, result.dtype))
+    def in_pieces(*arrays):
+        whole, rest = divmod(n, piece)
+        struct = jax.eval_shape(function, *arrays)
+        bits = [_bits(x) for x in arrays]
 
-    return jax.lax.platform_dependent(a, b, cpu=in_pieces, default=products)
+        def add(start, length, done):
+            new = part(start, length, bits)
+            if out_axis is None:
+                return done + new
+            return jax.lax.dynamic_update_slice_in_dim(done, _bits(new), start, out_axis)
+
+        if out_axis is None:
+            start = jnp.zeros(struct.shape, struct.dtype)
+        else:
+            # All of it is overwritten. Zeros would be shared by all loops, and copied early.
+            some = bits[0].ravel()[0].astype(_bits(struct).dtype)
+            start = jnp.broadcast_to(some, struct.shape)
+        done = jax.lax.fori_loop(0, whole, lambda i, done: add(i * piece, piece, done), start)
+        done = done if rest == 0 else add(whole * piece, rest, done)
+        return done if out_axis is None else _number(done)
+
+    return jax.lax.platform_dependent(*arrays, cpu=in_pieces, default=function)
+
+
+# The compiler for CPUs slices bfloat16 arrays by way of float32 copies of the whole; the same bits
+# as integers it leaves alone.
+def _bits(x):
+    if x.dtype != jnp.bfloat16:
+        return x
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, jnp.uint16)
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def _number(bits):
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16) if bits.dtype == jnp.uint16 else bits

@@ -45,4 +45,4 @@ def _after(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x`, but not before `other` is there; if its first entry is NaN, so is the result."""
     first = other.ravel()[0]
     # The compiler cannot know that this is zero. Gradients from a NaN are NaN anyway.
-    return x + jnp.where(jnp.isnan(first), first, 0)
+    return x + jnp.where(jnp.isnan(first), first, 0).astype(x.dtype)

@@ -12,6 +12,7 @@ import optax
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.projections import LeafProjection
+from tensorgrad_jax.projections.pairs import as_array
 
 FEW = hypothesis.settings(
     max_examples=25,
@@ -105,10 +106,10 @@ def test_projections(projection, shape, kind):
 
         @jax.jit
         def run(x, y):
-            tx, ty = leaf.to_tensor(x), leaf.to_tensor(y)
+            tx, ty = as_array(leaf.to_tensor(x)), as_array(leaf.to_tensor(y))
             basis = leaf.refresh(jax.random.key(0), tx, leaf.init())
             cx, cy = leaf.project(tx, basis), leaf.project(ty, basis)
-            lifted = leaf.lift(cx, basis)
+            lifted = as_array(leaf.lift(cx, basis))
             conjugated = projection.refresh(jax.random.key(0), tx.conj(), projection.init(tx))
             return {
                 "basis": basis,
@@ -120,7 +121,9 @@ def test_projections(projection, shape, kind):
                 "tensor": tx,
                 "lifted": lifted,
                 "again": leaf.project(lifted, basis),
-                "conjugate": leaf.lift(leaf.project(tx.conj(), conjugated), conjugated).conj(),
+                "conjugate": as_array(
+                    leaf.lift(leaf.project(tx.conj(), conjugated), conjugated)
+                ).conj(),
                 "leaf": leaf.to_leaf(tx),
             }
 

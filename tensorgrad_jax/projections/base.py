@@ -29,6 +29,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
+from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
+
 Basis = Any  # a pytree of arrays
 Compact = Any  # an array, or a tuple of compacts
 Leaf = Any  # an array or a jax.ShapeDtypeStruct
@@ -83,9 +85,15 @@ class Projection(abc.ABC):
     """A linear map of a tensor to a compact form and back, in a subspace chosen anew at times.
 
     Subclasses are frozen dataclasses. Every method is a pure function of arrays: it can be
-    jitted and vmapped, and no shape depends on data. Tensors are real or complex, float32 or
-    wider (`LeafProjection` widens bfloat16 before it gets here).
+    jitted and vmapped, and no shape depends on data. Tensors are real or complex arrays, float32
+    or wider (`LeafProjection` widens bfloat16 before it gets here). Projections that say
+    `takes_pairs` also take a `Pair` of real arrays of any precision for a complex tensor.
     """
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether tensors may be given as a `Pair`; `lift_pair` then returns one."""
+        return False
 
     @abc.abstractmethod
     def init(self, leaf: Leaf) -> Basis:
@@ -119,16 +127,21 @@ class Projection(abc.ABC):
     def compact_struct(self, leaf: Leaf) -> Any:
         """Return the shapes and dtypes of the compact form of tensors like `leaf`."""
 
+    def lift_pair(self, compact: Compact, basis: Basis) -> Pair:
+        """Return `lift(compact, basis)` as a pair of real arrays."""
+        return as_pair(self.lift(compact, basis))
+
     def add_lifted(
-        self, tensor: Inexact[Array, ...], compact: Compact, basis: Basis, weight: float = 1.0
-    ) -> Inexact[Array, ...]:
-        """Return `tensor + weight * lift(compact, basis)`."""
+        self, tensor: Tensor, compact: Compact, basis: Basis, weight: float = 1.0
+    ) -> Tensor:
+        """Return `tensor + weight * lift(compact, basis)`, a pair if `tensor` is one."""
+        if isinstance(tensor, Pair):
+            lifted = self.lift_pair(compact, basis).parts
+            return Pair(tensor.parts + (lifted if weight == 1.0 else weight * lifted))
         lifted = self.lift(compact, basis)
         return tensor + (lifted if weight == 1.0 else weight * lifted)
 
-    def complement(
-        self, tensor: Inexact[Array, ...], compact: Compact, basis: Basis
-    ) -> Inexact[Array, ...]:
+    def complement(self, tensor: Tensor, compact: Compact, basis: Basis) -> Tensor:
         """Return what `compact`, the compact form of `tensor`, leaves over of it."""
         return self.add_lifted(tensor, compact, basis, -1.0)
 
@@ -202,34 +215,34 @@ class LeafProjection:
         n = math.prod(self.shape[a] for a in self._batch_axes)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), tree)
 
-    def to_tensor(self, leaf: Array) -> Array:
-        """Return the tensor, or the stack of tensors, that `leaf` holds."""
-        tensor = leaf.astype(jnp.promote_types(self.dtype, jnp.float32))
-        if self.spec.complex_axis is not None:
-            axis = self.spec.complex_axis % len(self.shape)
-            parts = (jax.lax.index_in_dim(tensor, i, axis, keepdims=False) for i in (0, 1))
-            tensor = jax.lax.complex(*parts)
-        if not self.spec.batch_axes:
-            return tensor
-        order = [self._shift(a) for a in self._batch_axes + self._kept_axes]
-        return tensor.transpose(order).reshape(-1, *self.tensor_struct.shape)
+    @property
+    def _order(self) -> list[int]:
+        """The axes of the leaf: batches, the pair, what remains."""
+        axis = self.spec.complex_axis
+        pair = () if axis is None else (axis % len(self.shape),)
+        return [*self._batch_axes, *pair, *self._kept_axes]
 
-    def _shift(self, axis: int) -> int:
-        """Where `axis` of the leaf lies once the complex axis is gone."""
-        pair = self.spec.complex_axis
-        return axis - (pair is not None and axis > pair % len(self.shape))
+    def to_tensor(self, leaf: Array) -> Tensor:
+        """Return the tensor, or the stack of tensors, that `leaf` holds.
 
-    def to_leaf(self, tensor: Array) -> Array:
-        """Undo `to_tensor` (up to the dtype, which stays that of `tensor`)."""
-        if self.spec.batch_axes:
-            order = [self._shift(a) for a in self._batch_axes + self._kept_axes]
-            sizes = [self.shape[a] for a in self._batch_axes + self._kept_axes]
-            inverse = sorted(range(len(order)), key=order.__getitem__)
-            tensor = tensor.reshape(sizes).transpose(inverse)
+        A complex one is a `Pair` of what is stored if the projection takes pairs, else an array.
+        """
+        stacked = (-1,) if self.spec.batch_axes else ()
+        shape = self.tensor_struct.shape
         if self.spec.complex_axis is None:
-            return tensor
-        axis = self.spec.complex_axis % len(self.shape)
-        return jnp.stack([tensor.real, tensor.imag], axis)
+            leaf = leaf.astype(jnp.promote_types(self.dtype, jnp.float32))
+            return leaf.transpose(self._order).reshape(*stacked, *shape)
+        tensor = Pair(leaf.transpose(self._order).reshape(*stacked, 2, *shape))
+        return tensor if self.projection.takes_pairs else self._over_batch(as_array)(tensor)
+
+    def to_leaf(self, tensor: Tensor) -> Array:
+        """Undo `to_tensor` (up to the dtype, which stays that of `tensor`)."""
+        if isinstance(tensor, Pair):
+            tensor = tensor.parts
+        elif self.spec.complex_axis is not None:
+            tensor = self._over_batch(as_pair)(tensor).parts
+        inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
+        return tensor.reshape([self.shape[a] for a in self._order]).transpose(inverse)
 
     def init(self) -> Basis:
         """Return a valid basis."""
@@ -246,21 +259,34 @@ class LeafProjection:
             )
         )
 
-    def refresh(self, key: PRNGKeyArray, tensor: Array, basis: Basis) -> Basis:
+    def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Choose the subspace of every stacked tensor anew."""
         if not self.spec.batch_axes:
             return self.projection.refresh(key, tensor, basis)
-        return jax.vmap(self.projection.refresh)(
-            jax.random.split(key, tensor.shape[0]), tensor, basis
-        )
+        n = math.prod(self.shape[a] for a in self._batch_axes)
+        return jax.vmap(self.projection.refresh)(jax.random.split(key, n), tensor, basis)
 
-    def project(self, tensor: Array, basis: Basis) -> Compact:
+    def project(self, tensor: Tensor, basis: Basis) -> Compact:
         """Return the compact form of every stacked tensor."""
         return self._over_batch(self.projection.project)(tensor, basis)
 
-    def lift(self, compact: Compact, basis: Basis) -> Array:
-        """Return the tensors that compact forms stand for."""
-        return self._over_batch(self.projection.lift)(compact, basis)
+    def lift(self, compact: Compact, basis: Basis) -> Tensor:
+        """Return the tensors that compact forms stand for, of the kind of `to_tensor`'s."""
+        pairs = self.spec.complex_axis is not None and self.projection.takes_pairs
+        lift = self.projection.lift_pair if pairs else self.projection.lift
+        return self._over_batch(lift)(compact, basis)
+
+    def lift_onto_complement(
+        self, tensor: Tensor, update: Compact, compact: Compact, basis: Basis
+    ) -> Tensor:
+        """Return lift(update) plus what `compact` leaves over of `tensor`, of which it came."""
+
+        def both(tensor, update, compact, basis):
+            lifted = self.projection.lift(update, basis)
+            complement = self.projection.complement(tensor, compact, basis)
+            return lifted + as_array(complement)
+
+        return self._over_batch(both)(tensor, update, compact, basis)
 
     def transport(self, compact: Compact, old: Basis, new: Basis) -> Compact:
         """Carry linear moments over to a new basis."""
@@ -269,7 +295,3 @@ class LeafProjection:
     def transport_squares(self, compact: Compact, old: Basis, new: Basis) -> Compact:
         """Carry second moments over to a new basis."""
         return self._over_batch(self.projection.transport_squares)(compact, old, new)
-
-    def complement(self, tensor: Array, compact: Compact, basis: Basis) -> Array:
-        """Return what the compact forms leave over of the tensors."""
-        return self._over_batch(self.projection.complement)(tensor, compact, basis)

@@ -14,6 +14,7 @@ import jax
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.projections.base import Basis, Compact, Leaf, Projection
+from tensorgrad_jax.projections.pairs import Pair, Tensor
 from tensorgrad_jax.projections.unstructured import UnstructuredSparse
 
 
@@ -43,6 +44,11 @@ class _Pair(Projection):
         """Return what `second` sees, given the compact form and the basis of `first`."""
         raise NotImplementedError
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Pairs are taken if both parts take them."""
+        return self.first.takes_pairs and self.second.takes_pairs
+
     def init(self, leaf: Leaf) -> Basis:
         """Return the bases of both parts."""
         return (self.first.init(leaf), self.second.init(leaf))
@@ -51,14 +57,14 @@ class _Pair(Projection):
         """Return the structs of both parts."""
         return (self.first.compact_struct(leaf), self.second.compact_struct(leaf))
 
-    def refresh(self, key: PRNGKeyArray, tensor: Inexact[Array, ...], basis: Basis) -> Basis:
+    def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Refresh the first, then the second on what it sees."""
         keys = jax.random.split(key)
         first = self.first.refresh(keys[0], tensor, basis[0])
         seen = self._left_over(tensor, self.first.project(tensor, first), first)
         return (first, self.second.refresh(keys[1], seen, basis[1]))
 
-    def project(self, tensor: Inexact[Array, ...], basis: Basis) -> Compact:
+    def project(self, tensor: Tensor, basis: Basis) -> Compact:
         """Return the compact forms of both parts."""
         first = self.first.project(tensor, basis[0])
         seen = self._left_over(tensor, first, basis[0])
@@ -66,23 +72,23 @@ class _Pair(Projection):
 
     def lift(self, compact: Compact, basis: Basis) -> Inexact[Array, ...]:
         """Return the weighted sum of both lifted parts."""
+        return self._lift(compact, basis, lambda part: part.lift)
+
+    def lift_pair(self, compact: Compact, basis: Basis) -> Pair:
+        """Return the same as a pair."""
+        return self._lift(compact, basis, lambda part: part.lift_pair)
+
+    def _lift(self, compact, basis, lift_of):
         weights = self._lift_weights(compact)
         parts = list(zip((self.first, self.second), compact, basis, weights, strict=True))
         # The part that writes every entry goes first: adding a sparse one to it touches few.
         if isinstance(self.first, UnstructuredSparse):
             parts.reverse()
         (part, c, b, weight), (other, other_c, other_b, other_weight) = parts
-        lifted = part.lift(c, b)
+        lifted = lift_of(part)(c, b)
         if weight != 1.0:
-            lifted = weight * lifted
+            lifted = jax.tree.map(lambda x: weight * x, lifted)
         return other.add_lifted(lifted, other_c, other_b, other_weight)
-
-    def complement(
-        self, tensor: Inexact[Array, ...], compact: Compact, basis: Basis
-    ) -> Inexact[Array, ...]:
-        """Return what both parts leave over, whatever their weights."""
-        residual = self.first.complement(tensor, compact[0], basis[0])
-        return self.second.complement(residual, compact[1], basis[1])
 
     def transport(self, compact: Compact, old: Basis, new: Basis) -> Compact:
         """Transport within each part."""
@@ -120,6 +126,11 @@ class Residual(_Pair):
         S. Loeschcke et al., TensorGRaD, arXiv 2501.02379, section 3 and algorithm 1.
     """
 
+    def complement(self, tensor: Tensor, compact: Compact, basis: Basis) -> Tensor:
+        """Return what the second part leaves over of what the first does, whatever the weights."""
+        residual = self.first.complement(tensor, compact[0], basis[0])
+        return self.second.complement(residual, compact[1], basis[1])
+
     def _left_over(self, tensor, compact, basis):
         return self.first.complement(tensor, compact, basis)
 
@@ -144,6 +155,12 @@ class Sum(_Pair):
     References:
         S. Loeschcke et al., TensorGRaD, arXiv 2501.02379.
     """
+
+    def complement(self, tensor: Tensor, compact: Compact, basis: Basis) -> Tensor:
+        """Return the tensor without what either part keeps, whatever the weights."""
+        first = self.first.complement(tensor, compact[0], basis[0])
+        second = self.second.complement(tensor, compact[1], basis[1])
+        return jax.tree.map(lambda a, b, g: a + b - g, first, second, tensor)
 
     def _left_over(self, tensor, compact, basis):
         return tensor

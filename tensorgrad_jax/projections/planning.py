@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tensorgrad_jax.projections.base import LeafProjection, TensorSpec
+from tensorgrad_jax.projections.pairs import as_array
 from tensorgrad_jax.projections.tucker import Tucker
 
 
@@ -44,7 +45,7 @@ def plan_ranks(gradients: PyTree, budget: float, specs: PyTree | None = None) ->
         if spec is None:
             return None
         leaf = LeafProjection(Tucker(), spec, gradient.shape, gradient.dtype)
-        tensors = np.asarray(leaf.to_tensor(gradient))
+        tensors = np.asarray(as_array(leaf.to_tensor(gradient)))
         if not spec.batch_axes:
             tensors = tensors[None]
         return _greedy(_energies(tensors), tensors.shape[1:], budget)

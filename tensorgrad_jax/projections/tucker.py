@@ -27,6 +27,7 @@ from tensorgrad_jax.projections.leading import (
     leading_by_sketch,
     leading_by_svd,
 )
+from tensorgrad_jax.projections.pairs import Tensor, as_array
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
 
 _METHODS = ("gram", "svd", "randomized")
@@ -94,10 +95,15 @@ class Tucker(Projection):
         """Return the struct of the core."""
         return jax.ShapeDtypeStruct(self.ranks(leaf.shape), leaf.dtype)
 
-    def refresh(self, key: PRNGKeyArray, tensor: Inexact[Array, ...], basis: Basis) -> Basis:
+    @property
+    def takes_pairs(self) -> bool:
+        """A pair is widened where it is multiplied."""
+        return True
+
+    def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
         ranks = self.ranks(tensor.shape)
-        tensor = scaled_to_one(tensor)
+        tensor = scaled_to_one(as_array(tensor))
         if self.method == "randomized":
             start = basis if self.warm_restart else [None] * len(ranks)
 
@@ -125,9 +131,9 @@ class Tucker(Projection):
         untouched = jnp.all(jnp.array([jnp.all(u == np.eye(*u.shape)) for u in basis]))
         return jax.lax.cond(untouched, hosvd, lambda: tuple(basis))
 
-    def project(self, tensor: Inexact[Array, ...], basis: Basis) -> Inexact[Array, ...]:
+    def project(self, tensor: Tensor, basis: Basis) -> Inexact[Array, ...]:
         """Return the core."""
-        return _mode_products(tensor, [u.conj() for u in basis])
+        return _mode_products(as_array(tensor), [u.conj() for u in basis])
 
     def lift(self, compact: Inexact[Array, ...], basis: Basis) -> Inexact[Array, ...]:
         """Return the tensor of a core."""

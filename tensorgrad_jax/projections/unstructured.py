@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
+from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
 from tensorgrad_jax.projections.selection import (
     SELECTIONS,
     Selection,
@@ -95,10 +96,15 @@ class UnstructuredSparse(Projection):
         """Choose the entries anew."""
         if self.select == "randk":
             return KeptEntries(jax.random.bits(key, (), jnp.uint32), basis.shape)
-        magnitudes, k = jnp.abs(tensor).ravel(), self.count(tensor.shape)
+        magnitudes, k = jnp.abs(as_array(tensor)).ravel(), self.count(tensor.shape)
         if self.select == "probability":
             return KeptEntries(weighted(key, magnitudes, k), basis.shape)
         return KeptEntries(top_k(magnitudes, k), basis.shape)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Entries are picked from the parts as they are."""
+        return True
 
     def indices(self, basis: KeptEntries) -> Array:
         """Return the ascending int32 indices of the kept entries in the flattened tensor."""
@@ -106,39 +112,55 @@ class UnstructuredSparse(Projection):
             return stratified(basis.choice, math.prod(basis.shape), self.count(basis.shape))
         return basis.choice
 
-    def project(self, tensor: Inexact[Array, ...], basis: KeptEntries) -> Inexact[Array, " k"]:
+    def project(self, tensor: Tensor, basis: KeptEntries) -> Inexact[Array, " k"]:
         """Gather the kept entries."""
-        return _by_parts(lambda x: _at(x.ravel(), self.indices(basis)), tensor)
+        if not _has_parts(tensor):
+            return _gather(tensor, self.indices(basis))
+        wide = jnp.promote_types(jnp.finfo(tensor.dtype).dtype, jnp.float32)
+        return jax.lax.complex(
+            *_gather(_parts(tensor), self._indices_of_parts(basis)).astype(wide).reshape(2, -1)
+        )
 
     def lift(self, compact: Inexact[Array, " k"], basis: KeptEntries) -> Inexact[Array, ...]:
         """Scatter the entries into zeros."""
         return self.add_lifted(jnp.zeros(basis.shape, compact.dtype), compact, basis)
 
+    def lift_pair(self, compact: Inexact[Array, " k"], basis: KeptEntries) -> Pair:
+        """Scatter the entries into a pair of zeros."""
+        zeros = jnp.zeros((2, *basis.shape), compact.real.dtype)
+        return self.add_lifted(Pair(zeros), compact, basis)
+
     def add_lifted(
         self,
-        tensor: Inexact[Array, ...],
+        tensor: Tensor,
         compact: Inexact[Array, " k"],
         basis: KeptEntries,
         weight: float = 1.0,
-    ) -> Inexact[Array, ...]:
+    ) -> Tensor:
         """Scatter-add the entries to a tensor: only k entries are touched."""
-        indices = self.indices(basis)
         factor = weight * self._factor(basis.shape)
+        entries = compact if factor == 1.0 else factor * compact
+        return self._scatter(tensor, entries, basis, "add")
 
-        def scatter(x, entries):
-            return (
-                x.ravel()
-                .at[indices]
-                .add(
-                    entries if factor == 1.0 else factor * entries,
-                    indices_are_sorted=True,
-                    unique_indices=True,
-                    mode="promise_in_bounds",
-                )
-                .reshape(x.shape)
-            )
+    def complement(
+        self, tensor: Tensor, compact: Inexact[Array, " k"], basis: KeptEntries
+    ) -> Tensor:
+        """Return the tensor with zeros in the place of the kept entries."""
+        if self._factor(basis.shape) != 1.0:
+            return self.add_lifted(tensor, compact, basis, -1.0)
+        return self._scatter(tensor, jnp.zeros_like(compact), basis, "set")
 
-        return _by_parts(scatter, tensor, compact)
+    def _scatter(self, tensor, entries, basis, mode):
+        if not _has_parts(tensor):
+            return _scatter(tensor, entries, self.indices(basis), mode)
+        entries = jnp.concatenate([entries.real, entries.imag])
+        parts = _scatter(_parts(tensor), entries, self._indices_of_parts(basis), mode)
+        return Pair(parts) if isinstance(tensor, Pair) else as_array(Pair(parts))
+
+    def _indices_of_parts(self, basis: KeptEntries):
+        """Return the indices within real and imaginary parts, one behind the other."""
+        indices, size = self.indices(basis), math.prod(basis.shape)
+        return jnp.concatenate([indices, indices + size])
 
     def _factor(self, shape: tuple[int, ...]) -> float:
         if not self.scale_by_mask_ratio:
@@ -165,14 +187,30 @@ class UnstructuredSparse(Projection):
         return self.transport(compact, old, new)
 
 
-def _at(flat, indices):
-    return flat.at[indices].get(
-        indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+def _has_parts(tensor) -> bool:
+    # XLA gathers and scatters complex numbers slowly: it is done for their parts.
+    return isinstance(tensor, Pair) or jnp.iscomplexobj(tensor)
+
+
+def _parts(tensor):
+    return (tensor if isinstance(tensor, Pair) else as_pair(tensor)).parts
+
+
+def _gather(x, indices):
+    return (
+        x.ravel()
+        .at[indices]
+        .get(indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
     )
 
 
-def _by_parts(function, *arrays):
-    """Apply a linear function to real and imaginary parts: XLA gathers complex numbers slowly."""
-    if not jnp.iscomplexobj(arrays[0]):
-        return function(*arrays)
-    return jax.lax.complex(function(*(a.real for a in arrays)), function(*(a.imag for a in arrays)))
+def _scatter(x, entries, indices, mode):
+    at = x.ravel().at[indices]
+    change = at.add if mode == "add" else at.set
+    changed = change(
+        entries.astype(x.dtype),
+        indices_are_sorted=True,
+        unique_indices=True,
+        mode="promise_in_bounds",
+    )
+    return changed.reshape(x.shape)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Int32, PyTree
 from tensorgrad_jax.projections.base import LeafProjection, Projection
 from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts, OnRefresh, cast_like
+from tensorgrad_jax.transforms.ordering import after, first_array
 
 Gap = int | Callable[[Array], Any]
 Carry = Callable[[LeafProjection, Any, Any, Any], Any]
@@ -183,18 +184,26 @@ class _InSubspace:
         tensors = {n: leaf.to_tensor(leaves.arrays[n]) for n, leaf in leaves.compressed.items()}
         basis, next_refresh, inner_state = self._refresh_where_due(leaves, tensors, state)
 
-        compact = leaves.arrays | {
-            name: leaf.project(tensors[name], basis[name])
-            for name, leaf in leaves.compressed.items()
-        }
+        # One parameter after the other: what a large one needs meanwhile is a multiple of itself.
+        compact, done = dict(leaves.arrays), None
+        for name, leaf in leaves.compressed.items():
+            if done is not None:
+                tensors[name] = after(tensors[name], done)
+            compact[name] = leaf.project(tensors[name], basis[name])
+            done = first_array(compact[name])
         scaled, inner_state = self.inner.update(compact, inner_state, None, **extra_args)
         scaled = cast(dict, scaled)
 
         for name, leaf in leaves.compressed.items():
-            lifted = leaf.lift(scaled[name], basis[name])
+            scaled[name] = after(scaled[name], done)
             if self.complement == "pass":
-                lifted = lifted + leaf.complement(tensors[name], compact[name], basis[name])
+                lifted = leaf.lift_onto_complement(
+                    tensors[name], scaled[name], compact[name], basis[name]
+                )
+            else:
+                lifted = leaf.lift(scaled[name], basis[name])
             scaled[name] = leaf.to_leaf(lifted)
+            done = scaled[name]
         updates = leaves.treedef.unflatten([scaled[name] for name in leaves.arrays])
         count = cast(Array, optax.safe_increment(state.count))
         return updates, InSubspaceState(count, next_refresh, basis, inner_state)
