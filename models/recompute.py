@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 
 def apply_recomputed(
-    module: nnx.Module, x: Float[Array, "batch *grid channels"]
-) -> Float[Array, "batch *grid channels"]:
+    module: nnx.Module, x: Float[Array, "batch *grid in_channels"]
+) -> Float[Array, "batch *grid out_channels"]:
     """`module(x)`, of which only `x` is kept: the backward pass evaluates it again.
 
     Values and gradients are those of `module(x)`. Reverse mode only, as any `jax.custom_vjp`.

@@ -117,9 +117,9 @@ class SpectralConv(nnx.Module):
         kept = kept_frequencies(grid, modes)
         method = choose_method(grid, kept) if self.transform == "auto" else self.transform
 
-        narrow = self.precision == "half"
+        narrow = self.precision == "half" and method == "matrix"
         if self.precision != "full":
-            x = x.astype(jnp.bfloat16 if narrow and method == "matrix" else jnp.float32)
+            x = x.astype(jnp.bfloat16 if narrow else jnp.float32)
         real, imag = truncated_rfftn(x, kept, method)
         weight = self.spectral_weight[...][(slice(None), *self._weight_slices(kept, modes))]
         if self.separable:

@@ -16,8 +16,13 @@ _OVERSAMPLING = 8
 
 def leading_by_gram(unfolding: Inexact[Array, "m n"], rank: int) -> Inexact[Array, "m r"]:
     """Return the `rank` leading left singular vectors from the Gram matrix."""
+    return leading_of_gram(gram(unfolding), rank)
+
+
+def leading_of_gram(matrix: Inexact[Array, "m m"], rank: int) -> Inexact[Array, "m r"]:
+    """Return the `rank` leading eigenvectors of a Gram matrix."""
     # eigh sorts eigenvalues in ascending order.
-    return with_fixed_phases(jnp.linalg.eigh(_gram(unfolding))[1][:, : -rank - 1 : -1])
+    return with_fixed_phases(jnp.linalg.eigh(matrix)[1][:, : -rank - 1 : -1])
 
 
 def leading_by_svd(unfolding: Inexact[Array, "m n"], rank: int) -> Inexact[Array, "m r"]:
@@ -63,7 +68,7 @@ def leading_by_sketch(
     return with_fixed_phases(product(basis, small))
 
 
-def _gram(x):
+def gram(x: Inexact[Array, "m n"]) -> Inexact[Array, "m m"]:
     """Return x x^H; for complex x by one real product, which is faster than a complex one."""
     if not jnp.iscomplexobj(x):
         return jnp.matmul(x, x.T, precision=PRECISION)

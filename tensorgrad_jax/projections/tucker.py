@@ -26,8 +26,15 @@ from tensorgrad_jax.projections.leading import (
     leading_by_gram,
     leading_by_sketch,
     leading_by_svd,
+    leading_of_gram,
 )
-from tensorgrad_jax.projections.pairs import Tensor, as_array
+from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array
+from tensorgrad_jax.projections.pieces import (
+    gram_of,
+    largest_magnitude,
+    multiply_first,
+    multiply_first_into_pair,
+)
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
 
 _METHODS = ("gram", "svd", "randomized")
@@ -103,6 +110,8 @@ class Tucker(Projection):
     def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
         ranks = self.ranks(tensor.shape)
+        if self.method == "gram" and self.n_iter == 1:
+            return _sequentially_truncated_by_gram(tensor, ranks)
         tensor = scaled_to_one(as_array(tensor))
         if self.method == "randomized":
             start = basis if self.warm_restart else [None] * len(ranks)
@@ -133,7 +142,13 @@ class Tucker(Projection):
 
     def project(self, tensor: Tensor, basis: Basis) -> Inexact[Array, ...]:
         """Return the core."""
-        return _mode_products(as_array(tensor), [u.conj() for u in basis])
+        first = multiply_first(tensor, basis[0].conj())
+        return _mode_products(first, [u.conj() for u in basis[1:]])
+
+    def lift_pair(self, compact: Inexact[Array, ...], basis: Basis) -> Pair:
+        """Return the tensor of a core as a pair of real arrays."""
+        smaller = _mode_products(compact, [u.T for u in basis[:-1]])
+        return multiply_first_into_pair(smaller, basis[-1].T, self.scale)
 
     def lift(self, compact: Inexact[Array, ...], basis: Basis) -> Inexact[Array, ...]:
         """Return the tensor of a core."""
@@ -176,6 +191,20 @@ def _sequentially_truncated(tensor, ranks, leading):
         u = leading(mode, tensor.reshape(tensor.shape[0], -1), r)
         tensor = jnp.tensordot(tensor, u.conj(), axes=(0, 0), precision=PRECISION)
         factors.append(u)
+    return tuple(factors)
+
+
+def _sequentially_truncated_by_gram(tensor, ranks):
+    """Return the same by Gram matrices, never with a copy of the tensor."""
+    largest = largest_magnitude(tensor)
+    factor = 1 / jnp.where(largest > 0, largest, 1)
+    factors = []
+    for r in ranks:
+        u = leading_of_gram(gram_of(tensor, factor), r)
+        factors.append(u)
+        # The last product would be the core, which nobody asked for.
+        if len(factors) < len(ranks):
+            tensor, factor = multiply_first(tensor, u.conj(), factor), None
     return tuple(factors)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
+from tensorgrad_jax.bfloat16 import from_bits, to_bits
 from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
 from tensorgrad_jax.projections.selection import (
@@ -196,21 +197,18 @@ def _parts(tensor):
     return (tensor if isinstance(tensor, Pair) else as_pair(tensor)).parts
 
 
+_SELECTED = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
+
+
 def _gather(x, indices):
-    return (
-        x.ravel()
-        .at[indices]
-        .get(indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
-    )
+    return from_bits(to_bits(x.ravel()).at[indices].get(**_SELECTED), x.dtype)
 
 
 def _scatter(x, entries, indices, mode):
-    at = x.ravel().at[indices]
-    change = at.add if mode == "add" else at.set
-    changed = change(
-        entries.astype(x.dtype),
-        indices_are_sorted=True,
-        unique_indices=True,
-        mode="promise_in_bounds",
-    )
+    flat, entries = x.ravel(), entries.astype(x.dtype)
+    if mode == "add":
+        changed = flat.at[indices].add(entries, **_SELECTED)
+    else:
+        bits = to_bits(flat).at[indices].set(to_bits(entries), **_SELECTED)
+        changed = from_bits(bits, x.dtype)
     return changed.reshape(x.shape)

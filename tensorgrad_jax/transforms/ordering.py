@@ -23,6 +23,6 @@ def after(tree: PyTree, done: Any) -> PyTree:
     return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
 
 
-def first_array(tree: PyTree) -> Array:
-    """Return the first array of a tree."""
-    return jax.tree.leaves(tree)[0]
+def last_array(tree: PyTree) -> Array:
+    """Return the last array of a tree: of a composite's compact form, what was computed last."""
+    return jax.tree.leaves(tree)[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ def apply_updates(params: PyTree, updates: PyTree, key: PRNGKeyArray | None = No
 
     Args:
         params: a pytree of arrays.
-        updates: a pytree like it; None leaves a parameter as it is, as in `optax.apply_updates`.
+        updates: a pytree like it; None leaves a parameter as it is.
         key: of the rounding; give every step another one, for instance
             `jax.random.fold_in(key, step)`. None rounds to the nearest, as Optax does.
 
@@ -49,19 +50,19 @@ def apply_updates(params: PyTree, updates: PyTree, key: PRNGKeyArray | None = No
     for path, p in paths:
         if jnp.asarray(p).dtype == jnp.float16:
             raise ValueError(
-                f"apply_updates: parameter {jax.tree_util.keystr(path)!r} is float16, expected "
+                f"apply_updates: parameter {jax.tree_util.keystr(path)} is float16, expected "
                 "bfloat16 or wider: float16 needs loss scaling"
             )
-    if key is None:
-        return optax.apply_updates(params, updates)
     # One number per leaf; the entries' bits are hashed from it and from their places.
-    seeds = iter(jax.random.bits(key, (max(1, len(paths)),), jnp.uint32))
+    n_leaves = len(jax.tree.leaves(updates, is_leaf=lambda x: x is None))
+    bits = None if key is None else jax.random.bits(key, (max(1, n_leaves),), jnp.uint32)
+    seeds = itertools.repeat(None) if bits is None else iter(bits)
 
     def apply(update, p):
         seed = next(seeds)
         if update is None:
             return p
-        if jnp.asarray(p).dtype != jnp.bfloat16:
+        if seed is None or jnp.asarray(p).dtype != jnp.bfloat16:
             return optax.apply_updates(p, update)
         return stochastically_rounded(p.astype(jnp.float32) + update.astype(jnp.float32), seed)
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Int32, PyTree
 from tensorgrad_jax.projections.base import LeafProjection, Projection
 from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts, OnRefresh, cast_like
-from tensorgrad_jax.transforms.ordering import after, first_array
+from tensorgrad_jax.transforms.ordering import after, last_array
 
 Gap = int | Callable[[Array], Any]
 Carry = Callable[[LeafProjection, Any, Any, Any], Any]
@@ -181,16 +181,24 @@ class _InSubspace:
                 "in_subspace: the state belongs to other parameters: it compresses "
                 f"{sorted(state.basis)}, these updates have {sorted(leaves.compressed)}"
             )
-        tensors = {n: leaf.to_tensor(leaves.arrays[n]) for n, leaf in leaves.compressed.items()}
-        basis, next_refresh, inner_state = self._refresh_where_due(leaves, tensors, state)
+        names = leaves.arrays.keys()
+        moments = MomentDicts(state.inner, names)
+        fresh = MomentDicts(self._inner_init(leaves), names) if self.on_refresh == "reset" else None
+        basis, next_refresh, tensors, compact = {}, {}, {}, dict(leaves.arrays)
 
         # One parameter after the other: what a large one needs meanwhile is a multiple of itself.
-        compact, done = dict(leaves.arrays), None
-        for name, leaf in leaves.compressed.items():
-            if done is not None:
-                tensors[name] = after(tensors[name], done)
+        # The last first, as its gradient comes first out of the backward pass.
+        done = None
+        for index, (name, leaf) in reversed(list(enumerate(leaves.compressed.items()))):
+            array = leaves.arrays[name] if done is None else after(leaves.arrays[name], done)
+            tensors[name] = leaf.to_tensor(array)
+            basis[name], next_refresh[name] = self._refresh_if_due(
+                index, name, leaf, tensors[name], state, moments, fresh, len(leaves.compressed)
+            )
             compact[name] = leaf.project(tensors[name], basis[name])
-            done = first_array(compact[name])
+            done = last_array(compact[name])
+        inner_state = moments.state()
+        basis, next_refresh = ({n: tree[n] for n in state.basis} for tree in (basis, next_refresh))
         scaled, inner_state = self.inner.update(compact, inner_state, None, **extra_args)
         scaled = cast(dict, scaled)
 
@@ -214,39 +222,30 @@ class _InSubspace:
         structs = leaves.compact_structs()
         return self.inner.init(leaves.arrays | {n: zeros(structs[n]) for n in leaves.compressed})
 
-    def _refresh_where_due(self, leaves: Leaves, tensors, state: InSubspaceState):
-        names = leaves.arrays.keys()
-        moments = MomentDicts(state.inner, names)
-        fresh = MomentDicts(self._inner_init(leaves), names) if self.on_refresh == "reset" else None
-        basis, next_refresh = {}, {}
+    def _refresh_if_due(self, index, name, leaf, tensor, state, moments, fresh, n_leaves):
+        """Return basis and time of the next refresh of one parameter; its moments follow."""
+        current = (state.basis[name], moments.of(name), state.next_refresh[name])
 
-        for index, (name, leaf) in enumerate(leaves.compressed.items()):
-            current = (state.basis[name], moments.of(name), state.next_refresh[name])
+        def refresh():
+            old, carried, _ = current
+            key = jax.random.fold_in(jax.random.key(self.seed), index)
+            key = jax.random.fold_in(key, state.count)
+            new = cast_like(leaf.refresh(key, tensor, old), old)
+            if fresh is not None:
+                carried = fresh.of(name)
+            elif self.on_refresh == "transport":
+                carried = moments.transported(name, leaf, old, new)
+            elif callable(self.on_refresh):
+                carried = [self.on_refresh(leaf, moment, old, new) for moment in carried]
+            due = state.count + self._gap(state.count, index, n_leaves)
+            # A gradient that is not finite must not choose the subspace of later ones.
+            usable = _all_finite((tensor, new))
+            return jax.tree.map(lambda n, o: jnp.where(usable, n, o), (new, carried, due), current)
 
-            def refresh(current=current, name=name, leaf=leaf, index=index):
-                old, carried, _ = current
-                key = jax.random.fold_in(jax.random.key(self.seed), index)
-                key = jax.random.fold_in(key, state.count)
-                new = cast_like(leaf.refresh(key, tensors[name], old), old)
-                if fresh is not None:
-                    carried = fresh.of(name)
-                elif self.on_refresh == "transport":
-                    carried = moments.transported(name, leaf, old, new)
-                elif callable(self.on_refresh):
-                    carried = [self.on_refresh(leaf, moment, old, new) for moment in carried]
-                due = state.count + self._gap(state.count, index, len(leaves.compressed))
-                # A gradient that is not finite must not choose the subspace of later ones.
-                usable = _all_finite((tensors[name], new))
-                return jax.tree.map(
-                    lambda n, o: jnp.where(usable, n, o), (new, carried, due), current
-                )
-
-            due = state.count >= state.next_refresh[name]
-            basis[name], carried, next_refresh[name] = jax.lax.cond(
-                due, refresh, lambda current=current: current
-            )
-            moments.replace(name, carried)
-        return basis, next_refresh, moments.state()
+        due = state.count >= state.next_refresh[name]
+        basis, carried, next_refresh = jax.lax.cond(due, refresh, lambda: current)
+        moments.replace(name, carried)
+        return basis, next_refresh
 
     def _gap(self, count, index, n_leaves):
         gap = jnp.asarray(self.gap(count) if callable(self.gap) else self.gap)
