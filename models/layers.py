@@ -7,6 +7,7 @@ precision; `jax.default_matmul_precision("highest")` raises it where float32 res
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,7 @@ def apply_linear(
     if dtype is None:
         return linear(x)
     out = jnp.dtype(jnp.float32) if wide_output else dtype
-    y = product(x.astype(dtype), linear.kernel[...].astype(dtype), out)
+    y = cast(Array, product(x.astype(dtype), linear.kernel[...].astype(dtype), out))
     if linear.bias is None:
         return y
     return (y + linear.bias[...]).astype(out)
