@@ -112,6 +112,34 @@ def test_training_lowers_the_loss(finished):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_half_precision(data, tmp_path):
+    half = {"fno__fno_block_precision": "mixed", "fno__fno_block_weights_precision": "half"}
+    options = half | {
+        "opt__n_epochs": 1, "opt__enforce_full_complex_precision": False, "opt__profiling": True,
+    }  # fmt: skip
+    assert train.main(arguments(data, tmp_path, name="half", **options)) == 0
+    state = final_state(tmp_path / "half")
+    weights = [leaf for path, leaf in state.items() if "['params']" in path and "spectral" in path]
+    first_moments = [
+        leaf for path, leaf in state.items() if "['mu']" in path and "spectral" in path
+    ]
+    assert {str(x.dtype) for x in [*weights, *first_moments]} == {"bfloat16"}
+    assert {str(leaf.dtype) for path, leaf in state.items() if "['nu']" in path} == {"float32"}
+    assert metrics(tmp_path / "half")[0]["train_loss"] < 1
+    # The profile that was asked for.
+    assert (tmp_path / "half" / "memory.png").read_bytes().startswith(b"\x89PNG")
+    memory = json.loads((tmp_path / "half" / "memory.json").read_text())
+    ours, adamw = memory["this run"], memory["AdamW"]
+    summary = json.loads((tmp_path / "half" / "summary.json").read_text())
+    for name in ("parameters", "gradients"):
+        assert ours[name] == adamw[name] == sum(x.nbytes for p, x in state.items() if "params" in p)
+    n_bytes = ours["moments"] + ours["basis"] + ours["other"]
+    assert n_bytes == summary["optimizer_state_bytes"]
+    assert adamw["moments"] == 6 * summary["n_params"]
+    assert adamw["refresh"] == 0 < ours["refresh"] < ours["peak"]
+    assert ours["peak"] > ours["parameters"] + n_bytes + ours["activations"] // 2
+
+
 @pytest.mark.parametrize("stop_at", [3, 5, 9])
 def test_a_run_stopped_by_a_signal_continues_exactly(
     data, finished, tmp_path, monkeypatch, stop_at, capsys

@@ -27,6 +27,7 @@ from tensorgrad_jax.training.build import LOSSES, build_model, build_optimizer
 from tensorgrad_jax.training.checkpoints import Checkpoints, Position
 from tensorgrad_jax.training.data_sets import DataSets, TestSet, load_data_sets
 from tensorgrad_jax.training.interrupts import InterruptedRunError, Interrupts
+from tensorgrad_jax.training.memory import peak_bytes, profile
 from tensorgrad_jax.training.options import Config
 from tensorgrad_jax.training.run_folder import (
     append_metrics,
@@ -64,6 +65,8 @@ def run(config: Config) -> Path:
         if config.opt.resume_from_dir is not None:
             training.state, training.position = checkpoints.restore(training.state)
             training.rows = read_metrics(folder, training.position.epoch)
+        if config.opt.profiling:
+            profile(config, data.in_channels, data.out_channels, folder)
         training.fit(folder, checkpoints)
     finally:
         checkpoints.close()
@@ -245,15 +248,7 @@ class Training:
         stats = jax.local_devices()[0].memory_stats()
         if stats and "peak_bytes_in_use" in stats:
             return stats["peak_bytes_in_use"]
-        analysis = self._compiled.memory_analysis() if self._compiled is not None else None
-        if analysis is None:
-            return None
-        return (
-            analysis.argument_size_in_bytes
-            + analysis.output_size_in_bytes
-            + analysis.temp_size_in_bytes
-            - analysis.alias_size_in_bytes
-        )
+        return None if self._compiled is None else peak_bytes(self._compiled)
 
 
 def _epoch_line(row: dict[str, Any], config: Config) -> str:

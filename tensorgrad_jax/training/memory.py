@@ -6,8 +6,10 @@ compiled program knows what it will allocate. So a model that fits no machine ca
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ from matplotlib.figure import Figure
 import tensorgrad_jax as tg
 from tensorgrad_jax.training.build import LOSSES, build_model, build_optimizer
 from tensorgrad_jax.training.options import Config
+from tensorgrad_jax.training.report import write_summary
 from tensorgrad_jax.training.step import Encoding, TrainState, make_train_step, predict
 from tensorgrad_jax.transforms.subspace import InSubspaceState
 
@@ -73,7 +76,7 @@ def step_memory(config: Config, in_channels: int = 1, out_channels: int = 1) -> 
     rounding_seed = config.seed if config.opt.stochastic_rounding else None
     encoding = Encoding(None, None)
 
-    scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype)
+    scalar: Any = lambda dtype: jax.ShapeDtypeStruct((), dtype)
     state = TrainState(params, opt_state, scalar(jnp.int32), scalar(jnp.float32))
     step = make_train_step(graphdef, optimizer, loss, encoding, rounding_seed)
     peak = peak_bytes(step.lower(state, batch).compile())
@@ -101,6 +104,18 @@ def step_memory(config: Config, in_channels: int = 1, out_channels: int = 1) -> 
     )
 
 
+def profile(config: Config, in_channels: int, out_channels: int, folder: Path) -> None:
+    """Write memory.json and memory.png of a run and of the same run with AdamW; print the table."""
+    adamw = dataclasses.replace(config, opt=dataclasses.replace(config.opt, tensorgrad=False))
+    rows = {
+        "this run": step_memory(config, in_channels, out_channels),
+        "AdamW": step_memory(adamw, in_channels, out_channels),
+    }
+    write_summary(folder / "memory.json", {name: row._asdict() for name, row in rows.items()})
+    plot(rows, folder / "memory.png")
+    print(f"\nBytes of a training step\n{table(rows, 'AdamW')}\n")
+
+
 def peak_bytes(compiled: Any) -> int:
     """Return all bytes that a compiled program needs: arguments, results and temporaries."""
     analysis = compiled.memory_analysis()
@@ -113,7 +128,7 @@ def peak_bytes(compiled: Any) -> int:
 
 
 def _temporaries(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) -> int:
-    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    compiled: Any = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -152,7 +167,9 @@ def _nbytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-_COLUMNS = ("parameters", "gradients", "moments", "basis", "activations", "optimizer", "peak")
+_COLUMNS = (
+    "parameters", "gradients", "moments", "basis", "activations", "optimizer", "refresh", "peak",
+)  # fmt: skip
 
 
 def table(rows: Mapping[str, StepMemory], baseline: str) -> str:

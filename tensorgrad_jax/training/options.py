@@ -210,6 +210,9 @@ class OptConfig:
     save_every: Annotated[int, COUNT, "epochs between checkpoints"] = 1
     save_dir: Annotated[str, TEXT, "folder that holds the folders of the runs"] = "runs"
     resume_from_dir: Annotated[str | None, TEXT, "folder of the run to continue"] = None
+    profiling: Annotated[
+        bool, "write memory.json and memory.png: the bytes of a step, beside those of AdamW"
+    ] = False
     max_batches: Annotated[int | None, COUNT, "batches per epoch at most"] = None
 
     def __post_init__(self):
