@@ -62,7 +62,8 @@ def test_dtypes_of_the_moments():
     assert set(dtypes(state.nu).values()) == {"float32"}
     transform = tg.scale_by_adam(mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)
     state = transform.init(params)
-    assert dtypes(state.mu) == {"half": "bfloat16", "single": "bfloat16", "complex": "complex64"}
+    assert set(dtypes(state.mu).values()) == {"bfloat16"}
+    assert state.mu["complex"].shape == (2, 3)  # real and imaginary part
     assert set(dtypes(state.nu).values()) == {"bfloat16"}
     _, after = transform.update(params, state)
     assert dtypes(after.mu) == dtypes(state.mu)
