@@ -192,7 +192,7 @@ def test_help_names_every_option(capsys):
         ("--opt.learning_rte 1", ["--opt.learning_rte", "mean --opt.learning_rate?"]),
         ("--data.n_train_ 1", ["mean --data.n_train?"]),
         ("-opt.rank 1", ["-opt.rank", "mean --opt.rank?"]),
-        ("--opt.naive_galore True", ["--opt.profiling", "unknown"]),
+        ("--opt.naive_galore True", ["--opt.naive_galore", "unknown"]),
         ("--opt.n_epochs", ["--opt.n_epochs", "no value", "integer"]),
         ("--opt.n_epochs --seed 1", ["--opt.n_epochs", "no value"]),
         ("--data.n_tests [64, 64]", ["64]", "quotes"]),
