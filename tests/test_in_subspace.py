@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import tensorgrad_jax as tg
+from tensorgrad_jax.transforms import ordering
 
 SPECS = {"pair": tg.TensorSpec(0), "complex": tg.TensorSpec(), "dense": None}
 COMPOSITE = tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.2))
@@ -353,3 +354,19 @@ def test_planned_ranks_of_pairs_and_stacks():
     ranks = tg.plan_ranks(gradients, 0.5, {"w": tg.TensorSpec(0, (1,))})
     assert len(ranks["w"]) == 2
     assert np.prod(ranks["w"]) <= 24
+
+
+@pytest.mark.parametrize("size", [0, 2**40])
+def test_the_order_of_work_does_not_change_the_result(size, monkeypatch):
+    monkeypatch.setattr(ordering, "LARGE_BYTES", size)
+    rng = np.random.default_rng(0)
+    params = {n: jnp.asarray(rng.normal(size=(2, 4, 5, 6)), jnp.float32) for n in "abc"}
+    bad = params | {"b": params["b"].at[0, 0, 0, 0].set(jnp.nan)}
+    optimizer = tg.tensorgrad(1e-2, specs=dict.fromkeys("abc", tg.TensorSpec(0)))
+    update = jax.jit(lambda g, s: optimizer.update(g, s, params))
+    updates, _ = update(bad, optimizer.init(params))
+    # What is not finite in one parameter stays there.
+    assert np.isnan(np.asarray(updates["b"])).any()
+    expected, _ = update(params, optimizer.init(params))
+    for name in "ac":
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5, atol=1e-8)

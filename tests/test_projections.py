@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.projections import LeafProjection
-from tensorgrad_jax.projections.pairs import as_array
+from tensorgrad_jax.projections import LeafProjection, pieces
+from tensorgrad_jax.projections.pairs import Pair, as_array
 
 # A new projection is tested the day it is listed here.
 ORTHOGONAL = {
@@ -362,3 +362,65 @@ def test_every_batch_slice_has_its_own_basis():
     lifted = run(x)
     for i in range(3):
         assert distance(lifted[:, i], restored(tg.Tucker(0.3), x[:, i])) < 1e-5
+
+
+def test_real_factors_keep_what_real_subspaces_hold():
+    """A complex tensor with real factors is restored exactly; modes of full rank have none."""
+    rng = np.random.default_rng(0)
+    core = rng.normal(size=(2, 3, 6, 2))
+    u = [np.linalg.qr(rng.normal(size=(d, r)))[0] for d, r in ((7, 3), (5, 2))]
+    parts = jnp.asarray(np.einsum("parb,ia,jb->pirj", core, *u), jnp.float32)
+    pair, projection = Pair(parts), tg.Tucker((3, 6, 2), factors="real")
+    for tensor in (pair, pair.array(), parts[0]):
+        basis = jax.jit(projection.refresh)(jax.random.key(0), tensor, projection.init(tensor))
+        assert [None if b is None else b.shape for b in basis] == [(7, 3), None, (5, 2)]
+        assert all(b is None or b.dtype == jnp.float32 for b in basis)
+        compact = projection.project(tensor, basis)
+        assert compact.shape == (3, 6, 2)
+        assert compact.dtype == tensor.dtype
+        assert distance(projection.lift(compact, basis), as_array(tensor)) < 1e-5
+    compact = projection.project(pair, basis)
+    assert distance(projection.lift_pair(compact, basis).parts, parts) < 1e-5
+
+
+def test_real_factors_are_the_complex_ones_of_a_real_tensor():
+    x = random(0, (6, 5, 4), jnp.float32)
+    for rank in (0.3, (3, 5, 2)):
+        expected = restored(tg.Tucker(rank), x)
+        assert distance(restored(tg.Tucker(rank, factors="real"), x), expected) < 1e-5
+
+
+def test_real_factors_transport_as_lift_and_project():
+    x, y = (random(i, (6, 5, 4), jnp.complex64) for i in (0, 1))
+    projection = tg.Tucker((3, 5, 2), factors="real")
+    old, new = (refreshed(projection, z) for z in (x, y))
+    compact = projection.project(x, old)
+    expected = projection.project(projection.lift(compact, old), new)
+    assert distance(projection.transport(compact, old, new), expected) < 1e-5
+    same = projection.transport_squares(jnp.abs(compact) ** 2, old, old)
+    assert distance(same, jnp.abs(compact) ** 2) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"method": "svd"}, {"n_iter": 2}, {"factors": "integer"}])
+def test_real_factors_are_refused_where_they_are_not_offered(options, unchecked):
+    with pytest.raises(ValueError, match="Tucker: factors"):
+        tg.Tucker(0.2, **{"factors": "real", **options})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_large_tensors_are_handled_by_pieces_with_the_same_result(dtype, monkeypatch):
+    parts = jnp.asarray(random(0, (2, 6, 5, 7), jnp.float32), dtype)
+    pair, projection = Pair(parts), tg.Tucker((3, 2, 4), scale=1.5)
+
+    def run(pair):
+        basis = projection.refresh(jax.random.key(0), pair, projection.init(pair))
+        compact = projection.project(pair, basis)
+        return basis, compact, projection.lift_pair(compact, basis).parts
+
+    whole = jax.jit(run)(pair)
+    for columns in (1, 4, 16):  # of 35, 21 or 30: with and without a rest
+        monkeypatch.setattr(pieces, "PIECE_BYTES", columns * 6 * 8)
+        by_pieces = jax.jit(lambda pair: run(pair))(pair)
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(by_pieces), strict=True):
+            assert a.dtype == b.dtype
+            assert distance(b, a) < 1e-5

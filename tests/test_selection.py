@@ -61,6 +61,33 @@ def test_top_k_is_exact_and_prefers_the_first_of_equals(k):
     np.testing.assert_array_equal(top_k(x, k), expected)
 
 
+@pytest.mark.parametrize("kind", ["normal", "positive", "ties", "signed ties", "zeros", "wide"])
+def test_the_threshold_search_is_exact(kind):
+    rng = np.random.default_rng(0)
+    n = 20_011  # no multiple of a word of 32 bits, and large enough not to be sorted
+    x = {
+        "normal": rng.normal(size=n),
+        "positive": np.abs(rng.normal(size=n)),
+        "ties": rng.integers(0, 5, n),
+        "signed ties": rng.integers(-2, 2, n),
+        "zeros": np.zeros(n),
+        "wide": np.clip(np.exp(20 * rng.normal(size=n)), 0, 3e38) * rng.choice([-1, 1], n),
+    }[kind].astype(np.float32)
+    for k in (1, 1000, n // 2, n - 1, n):
+        expected = np.sort(np.argsort(-x, kind="stable")[:k])
+        np.testing.assert_array_equal(jax.jit(top_k, static_argnums=1)(x, k), expected)
+
+
+def test_the_threshold_search_sorts_nothing_large_and_copies_nothing():
+    n, k = 2**20, 2**15
+    x = jax.ShapeDtypeStruct((n,), jnp.float32)
+    compiled = jax.jit(lambda x: top_k(x, k)).lower(x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * 4 * n
+    for line in compiled.as_text().splitlines():
+        if " sort(" in line or "TopK" in line:
+            assert f"[{n}" not in line
+
+
 def test_counts():
     assert kept_count(0.05, 10) == 1
     assert kept_count(0.25, 10) == 2

@@ -199,6 +199,12 @@ class LeafProjection:
         return dtype if self.spec.complex_axis is None else jnp.promote_types(dtype, jnp.complex64)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the leaf in float32 or wider, the precision in which it is projected."""
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return math.prod(self.shape) * wide.itemsize
+
+    @property
     def tensor_struct(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of one tensor as the projection sees it."""
         return jax.ShapeDtypeStruct(

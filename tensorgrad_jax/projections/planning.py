@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,7 +14,12 @@ from tensorgrad_jax.projections.pairs import as_array
 from tensorgrad_jax.projections.tucker import Tucker
 
 
-def plan_ranks(gradients: PyTree, budget: float, specs: PyTree | None = None) -> Any:
+def plan_ranks(
+    gradients: PyTree,
+    budget: float,
+    specs: PyTree | None = None,
+    factors: Literal["complex", "real"] = "complex",
+) -> Any:
     """Return Tucker ranks for every tensor, chosen by the energy of its singular values.
 
     Starting from full ranks, the mode that loses the least energy (squared singular value of its
@@ -26,6 +31,7 @@ def plan_ranks(gradients: PyTree, budget: float, specs: PyTree | None = None) ->
         budget: elements of the core / elements of the tensor, in (0, 1], for every tensor.
         specs: a pytree like `gradients` of `TensorSpec` or None. Default: every leaf of 2 or more
             dimensions, as it is. Stacked tensors (batch axes) share their ranks.
+        factors: those that `Tucker` will be asked for.
 
     Returns:
         A pytree like `gradients` of tuples of ranks, None where there is no spec. For
@@ -48,7 +54,7 @@ def plan_ranks(gradients: PyTree, budget: float, specs: PyTree | None = None) ->
         tensors = np.asarray(as_array(leaf.to_tensor(gradient)))
         if not spec.batch_axes:
             tensors = tensors[None]
-        return _greedy(_energies(tensors), tensors.shape[1:], budget)
+        return _greedy(_energies(tensors, factors == "real"), tensors.shape[1:], budget)
 
     treedef = jax.tree.structure(gradients)
     planned = [
@@ -58,13 +64,14 @@ def plan_ranks(gradients: PyTree, budget: float, specs: PyTree | None = None) ->
     return treedef.unflatten(planned)
 
 
-def _energies(tensors: np.ndarray) -> list[np.ndarray]:
+def _energies(tensors: np.ndarray, real: bool) -> list[np.ndarray]:
     """Return the squared singular values of every unfolding, descending, summed over the stack."""
     wide = tensors.astype(np.complex128 if np.iscomplexobj(tensors) else np.float64)
     energies = []
     for mode in range(1, tensors.ndim):
         unfolded = np.moveaxis(wide, mode, 1).reshape(len(wide), wide.shape[mode], -1)
         gram = np.einsum("bin,bjn->ij", unfolded, unfolded.conj())
+        gram = gram.real if real else gram
         energies.append(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
     return energies
 

@@ -22,12 +22,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
 from tensorgrad_jax.projections.hashing import hashed
+from tensorgrad_jax.projections.threshold import largest
 
 Selection = Literal["topk", "randk", "probability"]
 SELECTIONS = ("topk", "randk", "probability")
 
 # Indices are int32: half the bytes of int64, and all that gathers use on GPUs.
 LARGEST_SIZE = 2**31 - 1
+# From this size on sorting takes longer than searching for the threshold.
+_LARGE = 2**14
 
 
 def kept_count(ratio: float, size: int) -> int:
@@ -37,6 +40,8 @@ def kept_count(ratio: float, size: int) -> int:
 
 def top_k(magnitudes: Float[Array, " n"], k: int) -> Int32[Array, " k"]:
     """Return the ascending indices of the k largest entries; among equals the first ones win."""
+    if magnitudes.size >= _LARGE and magnitudes.dtype == jnp.float32:
+        return largest(magnitudes, k)
     return jnp.sort(jax.lax.top_k(magnitudes, k)[1]).astype(jnp.int32)
 
 
@@ -76,7 +81,8 @@ def stratified(seed: UInt32[Array, ""], n: int, k: int) -> Int32[Array, " k"]:
     quotient, remainder = divmod(n, k)
     borders = block * jnp.uint32(quotient) + _floor_times_fraction(block, remainder, k)
     start, length = borders[:-1], borders[1:] - borders[:-1]
-    return (start + hashed(block[:-1], seed) % length).astype(jnp.int32)
+    # 32 random bits times the length, over 2^32: a division by a varying length would be slow.
+    return (start + _high_half(hashed(block[:-1], seed), length)).astype(jnp.int32)
 
 
 def _floor_times_fraction(i, r: int, k: int):

@@ -28,7 +28,7 @@ from tensorgrad_jax.projections.leading import (
     leading_by_svd,
     leading_of_gram,
 )
-from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array
+from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
 from tensorgrad_jax.projections.pieces import (
     gram_of,
     largest_magnitude,
@@ -36,6 +36,11 @@ from tensorgrad_jax.projections.pieces import (
     multiply_first_into_pair,
 )
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
+from tensorgrad_jax.projections.real_factors import (
+    lift_by_real_factors,
+    project_by_real_factors,
+    refresh_real_factors,
+)
 
 _METHODS = ("gram", "svd", "randomized")
 # HOOI stops when the relative error changes by less (Kolda and Bader 2009, Fig. 4.4).
@@ -62,6 +67,9 @@ class Tucker(Projection):
         warm_restart: start from the previous basis: "svd" instead of a HOSVD, "randomized"
             instead of random columns. "gram" needs no start, so that a warm one cannot help it.
         scale: factor of what is lifted.
+        factors: of a complex tensor: "complex", or "real" ones, which treat real and imaginary
+            parts alike: half the operations and half the basis. A mode of full rank then is left
+            alone, without a factor, so that ranks like (13, 8, 64, 64) cost two products.
 
     Raises:
         ValueError: at construction, if an argument is not one of these.
@@ -78,6 +86,7 @@ class Tucker(Projection):
     method: Literal["gram", "svd", "randomized"] = "gram"
     warm_restart: bool = True
     scale: float = 1.0
+    factors: Literal["complex", "real"] = "complex"
 
     def __post_init__(self):
         check_rank("Tucker", self.rank)
@@ -86,6 +95,13 @@ class Tucker(Projection):
         if self.method not in _METHODS:
             raise ValueError(f"Tucker: method must be one of {_METHODS}, got {self.method!r}")
         check_scale("Tucker", self.scale)
+        if self.factors not in ("complex", "real"):
+            raise ValueError(f"Tucker: factors must be 'complex' or 'real', got {self.factors!r}")
+        if self.factors == "real" and (self.method != "gram" or self.n_iter != 1):
+            raise ValueError(
+                "Tucker: factors='real' needs method='gram' and n_iter=1, got "
+                f"method={self.method!r} and n_iter={self.n_iter!r}"
+            )
 
     def ranks(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the rank of every mode of a tensor of this shape."""
@@ -93,8 +109,10 @@ class Tucker(Projection):
 
     def init(self, leaf: Leaf) -> Basis:
         """Return leading unit vectors: orthonormal factors that no tensor has been asked for."""
+        real = self.factors == "real"
+        dtype = jnp.finfo(leaf.dtype).dtype if real else leaf.dtype
         return tuple(
-            jnp.asarray(np.eye(d, r), leaf.dtype)
+            None if real and d == r else jnp.asarray(np.eye(d, r), dtype)
             for d, r in zip(leaf.shape, self.ranks(leaf.shape), strict=True)
         )
 
@@ -110,6 +128,8 @@ class Tucker(Projection):
     def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
         ranks = self.ranks(tensor.shape)
+        if self.factors == "real":
+            return refresh_real_factors(tensor, ranks)
         if self.method == "gram" and self.n_iter == 1:
             return _sequentially_truncated_by_gram(tensor, ranks)
         tensor = scaled_to_one(as_array(tensor))
@@ -142,16 +162,24 @@ class Tucker(Projection):
 
     def project(self, tensor: Tensor, basis: Basis) -> Inexact[Array, ...]:
         """Return the core."""
+        if self.factors == "real":
+            return project_by_real_factors(tensor, basis)
         first = multiply_first(tensor, basis[0].conj())
         return _mode_products(first, [u.conj() for u in basis[1:]])
 
     def lift_pair(self, compact: Inexact[Array, ...], basis: Basis) -> Pair:
         """Return the tensor of a core as a pair of real arrays."""
+        if self.factors == "real":
+            return Pair(lift_by_real_factors(as_pair(compact).parts, basis, self.scale))
         smaller = _mode_products(compact, [u.T for u in basis[:-1]])
         return multiply_first_into_pair(smaller, basis[-1].T, self.scale)
 
     def lift(self, compact: Inexact[Array, ...], basis: Basis) -> Inexact[Array, ...]:
         """Return the tensor of a core."""
+        if self.factors == "real":
+            if jnp.iscomplexobj(compact):
+                return self.lift_pair(compact, basis).array()
+            return lift_by_real_factors(compact[None], basis, self.scale)[0]
         lifted = _mode_products(compact, [u.T for u in basis])
         return lifted if self.scale == 1.0 else self.scale * lifted
 
@@ -159,24 +187,26 @@ class Tucker(Projection):
         self, compact: Inexact[Array, ...], old: Basis, new: Basis
     ) -> Inexact[Array, ...]:
         """Multiply every mode of the core by the overlaps U_new^H U_old."""
-        return _mode_products(compact, [o.T for o in _overlaps(old, new)])
+        return _mode_products(compact, [None if o is None else o.T for o in _overlaps(old, new)])
 
     def transport_squares(
         self, compact: Inexact[Array, ...], old: Basis, new: Basis
     ) -> Inexact[Array, ...]:
         """Multiply every mode by the squared overlaps |U_new^H U_old|^2."""
-        return _mode_products(compact, [jnp.abs(o.T) ** 2 for o in _overlaps(old, new)])
+        squares = [None if o is None else jnp.abs(o.T) ** 2 for o in _overlaps(old, new)]
+        return _mode_products(compact, squares)
 
 
 def _overlaps(old, new):
-    return [jnp.matmul(n.conj().T, o, precision=PRECISION) for o, n in zip(old, new, strict=True)]
+    return [
+        None if o is None else jnp.matmul(n.conj().T, o, precision=PRECISION)
+        for o, n in zip(old, new, strict=True)
+    ]
 
 
 def _mode_products(tensor, matrices):
     """Return sum over d_1 ... d_n of tensor[d_1, ..., d_n] M_1[d_1, r_1] ... M_n[d_n, r_n]."""
-    for matrix in matrices:
-        tensor = jnp.tensordot(tensor, matrix, axes=(0, 0), precision=PRECISION)
-    return tensor
+    return _mode_products_but_one(tensor, matrices)
 
 
 def _unfold(tensor, mode):
@@ -245,6 +275,7 @@ def _hooi(tensor, factors, ranks, sweeps, leading):
 
 
 def _mode_products_but_one(tensor, matrices):
+    """Return the same without a product where a matrix is None."""
     for matrix in matrices:
         if matrix is None:
             tensor = jnp.moveaxis(tensor, 0, -1)

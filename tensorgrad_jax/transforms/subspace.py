@@ -190,8 +190,7 @@ class _InSubspace:
         # The last first, as its gradient comes first out of the backward pass.
         done = None
         for index, (name, leaf) in reversed(list(enumerate(leaves.compressed.items()))):
-            array = leaves.arrays[name] if done is None else after(leaves.arrays[name], done)
-            tensors[name] = leaf.to_tensor(array)
+            tensors[name] = leaf.to_tensor(after(leaves.arrays[name], done, leaf.nbytes))
             basis[name], next_refresh[name] = self._refresh_if_due(
                 index, name, leaf, tensors[name], state, moments, fresh, len(leaves.compressed)
             )
@@ -203,7 +202,7 @@ class _InSubspace:
         scaled = cast(dict, scaled)
 
         for name, leaf in leaves.compressed.items():
-            scaled[name] = after(scaled[name], done)
+            scaled[name] = after(scaled[name], done, leaf.nbytes)
             if self.complement == "pass":
                 lifted = leaf.lift_onto_complement(
                     tensors[name], scaled[name], compact[name], basis[name]
