@@ -17,6 +17,9 @@ def main(argv: list[str]) -> int:
 
     try:
         config = parse(argv)
+        from tensorgrad_jax.training.allocator import keep_freed_memory
+
+        keep_freed_memory()
         from tensorgrad_jax.data import DataError
         from tensorgrad_jax.training.interrupts import InterruptedRunError
         from tensorgrad_jax.training.loop import DivergedError, run

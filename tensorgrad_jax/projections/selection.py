@@ -76,13 +76,61 @@ def select_of_few(
 
 def stratified(seed: UInt32[Array, ""], n: int, k: int) -> Int32[Array, " k"]:
     """Return ascending indices, one of each of k blocks of range(n), drawn from `seed`."""
-    block = jnp.arange(k + 1, dtype=jnp.uint32)
-    # floor(i n / k) = i q + floor(i r / k) with n = q k + r.
+    width = _row_width(n, k)
+    whole = lambda seed: _of_rows(seed, n, k, width, 0, k // width)
+
+    def apart(seed):
+        # Fused with what makes a vector of its rows, the matrix takes a CPU ten times as long; a
+        # branch is not fused. The condition always holds, which the compiler does not know.
+        always = (seed & jnp.uint32(0x7FFFFFFF)) >> 31 == 0
+        nothing = lambda: jnp.zeros((k // width, width), jnp.int32)
+        return jax.lax.cond(always, lambda: whole(seed), nothing)
+
+    rows = jax.lax.platform_dependent(seed, cpu=apart, default=whole).reshape(-1)
+    if k % width == 0:
+        return rows
+    rest = _of_rows(seed, n, k, k % width, k - k % width, 1).reshape(-1)
+    return jnp.concatenate([rows, rest])
+
+
+def _row_width(n: int, k: int) -> int:
+    """Return the length of rows: short enough for 32 bits, a divisor of k if there is one."""
+    longest = min(k, 4096, max(1, (2**32 - k) // max(n % k, 1)))
+    return next((w for w in range(longest, 31, -1) if k % w == 0), min(longest, 256))
+
+
+def _of_rows(seed, n: int, k: int, width: int, start: int, rows: int):
+    """Return the entries drawn from `rows` rows of `width` blocks each, from block `start` on."""
     quotient, remainder = divmod(n, k)
-    borders = block * jnp.uint32(quotient) + _floor_times_fraction(block, remainder, k)
-    start, length = borders[:-1], borders[1:] - borders[:-1]
-    # 32 random bits times the length, over 2^32: a division by a varying length would be slow.
-    return (start + _high_half(hashed(block[:-1], seed), length)).astype(jnp.int32)
+    # floor(i n / k) = i q + floor(i r / k) with n = q k + r. The second term is computed with 64
+    # bits for the first block of every row; within a row 32 bits are enough.
+    first = jnp.arange(rows, dtype=jnp.uint32) * jnp.uint32(width) + jnp.uint32(start)
+    carried = _floor_times_fraction(first, remainder, k)
+    left = first * jnp.uint32(remainder) - carried * jnp.uint32(k)  # below k, whatever wraps around
+    within = jnp.arange(width, dtype=jnp.uint32)
+    total = left[:, None] + within * jnp.uint32(remainder)
+    steps = _divided(total, k)
+    block = first[:, None] + within
+    begin = block * jnp.uint32(quotient) + carried[:, None] + steps
+    longer = total - steps * jnp.uint32(k) + jnp.uint32(remainder) >= k
+    length = jnp.uint32(quotient) + longer.astype(jnp.uint32)
+    return (begin + _scaled(hashed(block, seed), length, quotient + 1)).astype(jnp.int32)
+
+
+def _divided(x, k: int):
+    """Return x // k for x < 2^32 with x / k < 2^22: in floats, then put right by one at most."""
+    quotient = (x.astype(jnp.float32) * jnp.float32(1 / k)).astype(jnp.uint32)
+    rest = (x - quotient * jnp.uint32(k)).astype(jnp.int32)
+    return quotient + (rest >= k) - (rest < 0)
+
+
+def _scaled(bits, length, longest: int):
+    """Return random bits as integers of range(length), without a division by a varying number."""
+    if longest >= 2**24:
+        return _high_half(bits, length)
+    fraction = (bits >> 8).astype(jnp.int32).astype(jnp.float32) * jnp.float32(2**-24)
+    offset = (fraction * length.astype(jnp.int32).astype(jnp.float32)).astype(jnp.uint32)
+    return jnp.minimum(offset, length - 1)
 
 
 def _floor_times_fraction(i, r: int, k: int):
