@@ -1,11 +1,12 @@
 # make train   a virtual environment, the package, a first trained operator
 # make test    the same set-up, then the tests
 # make lint    ruff and pyright
+# make bench   the benchmarks; with PyTorch peers after: .venv/bin/pip install -e '.[bench]'
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 
-.PHONY: train test lint format clean
+.PHONY: train test lint bench format clean
 
 train: $(VENV)/.train
 	$(PY) train.py $(ARGS)
@@ -17,6 +18,12 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
+
+bench: $(VENV)/.train
+	$(PY) benchmarks/optimizer.py $(ARGS)
+	$(PY) benchmarks/training_step.py
+	$(PY) benchmarks/sizes.py
+	$(PY) benchmarks/memory.py
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .

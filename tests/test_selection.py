@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tensorgrad_jax as tg
 from tensorgrad_jax.projections.selection import check_size, kept_count, stratified, top_k
 
 
@@ -97,3 +98,8 @@ def test_counts():
 def test_tensors_that_int32_cannot_index_are_refused():
     with pytest.raises(ValueError, match="may have 2147483647 entries"):
         check_size("UnstructuredSparse", (2**16, 2**15))
+    # Real and imaginary part of a complex tensor are indexed together.
+    struct = jax.ShapeDtypeStruct((2**15, 2**15), jnp.complex64)
+    with pytest.raises(ValueError, match=r"\(2, 32768, 32768\) has 2147483648"):
+        jax.eval_shape(lambda: tg.UnstructuredSparse(1e-6).init(struct))
+    assert tg.UnstructuredSparse(1e-6).init(jax.ShapeDtypeStruct((2**15, 2**15), jnp.float32))

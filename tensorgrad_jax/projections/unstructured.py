@@ -81,7 +81,13 @@ class UnstructuredSparse(Projection):
         return kept_count(self.ratio, check_size("UnstructuredSparse", shape))
 
     def init(self, leaf: Leaf) -> KeptEntries:
-        """Return a valid choice that no tensor has been asked for."""
+        """Return a valid choice that no tensor has been asked for.
+
+        Raises:
+            ValueError: if int32 cannot index the entries, of a complex tensor those of both parts.
+        """
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            check_size("UnstructuredSparse", (2, *leaf.shape))
         shape, k = tuple(leaf.shape), self.count(leaf.shape)
         if self.select == "randk":
             return KeptEntries(jnp.zeros((), jnp.uint32), shape)
