@@ -119,6 +119,7 @@ def projected_adamw(
     mask: Any = None,
     stagger: bool = False,
     seed: int = 0,
+    per_layer: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose moments live in the compact space of any projection.
 
@@ -136,6 +137,7 @@ def projected_adamw(
         mask: which leaves to decay, see `optax.add_decayed_weights`.
         stagger: refresh the parameters at different steps, see `in_subspace`.
         seed: of random projections.
+        per_layer: handle large parameters one after the other, see `in_subspace`.
 
     Returns:
         A transformation to be used as any of Optax's.
@@ -155,6 +157,7 @@ def projected_adamw(
             specs=specs,
             stagger=stagger,
             seed=seed,
+            per_layer=per_layer,
         ),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),

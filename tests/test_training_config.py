@@ -205,6 +205,10 @@ def test_help_names_every_option(capsys):
         ("--fno.channel_mlp_expansion 2 --fno.use_channel_mlp False", ["no effect"]),
         ("--data.dt 0.1 --data.generate False", ["no effect", "data.generate"]),
         ("--data.dt 0.1 --data.problem darcy", ["no effect", "darcy"]),
+        (
+            "--opt.optimizer_type adamw --opt.per_layer_opt False",
+            ["no effect", "compresses nothing"],
+        ),
         ("--opt.stochastic_rounding False", ["no effect", "fno.fno_block_weights_precision"]),
         ("--fno.fno_block_precision float16", ["'float16'", "full, mixed, half"]),
         ("--fno.fno_block_weights_precision half", ["'half'", "fno.fno_block_precision"]),

@@ -73,6 +73,7 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
         mu_dtype=mu_dtype,
         on_refresh=opt.on_refresh,
         seed=config.seed,
+        per_layer=opt.per_layer_opt,
     )
 
 

@@ -194,6 +194,9 @@ class OptConfig:
     enforce_full_complex_precision: Annotated[
         bool, "float32 moments; False keeps the first moments in bfloat16"
     ] = True
+    per_layer_opt: Annotated[
+        bool, "compress large gradients one after the other, as the backward pass makes them"
+    ] = True
     stochastic_rounding: Annotated[
         bool, "of updated bfloat16 weights; False rounds to the nearest and loses small updates"
     ] = True

@@ -9,7 +9,13 @@ _FIRST = tuple(name for names in PART_OPTIONS.values() for name in names)
 _SECOND = tuple("second_" + name for name in _FIRST)
 _TYPES = ("proj_type", "second_proj_type")
 _TUCKER = ("n_iter_max_tucker", "svd_type")
-_REFRESH = ("update_proj_gap", "update_proj_gap_mode", "update_proj_gap_end", "on_refresh")
+_REFRESH = (
+    "update_proj_gap",
+    "update_proj_gap_mode",
+    "update_proj_gap_end",
+    "on_refresh",
+    "per_layer_opt",
+)
 _LAMBDA = "tensorgrad_sum_lambda_sparse"
 _GENERATOR = ("viscosity", "t_end", "dt", "generator_seed")
 
@@ -46,7 +52,9 @@ def _unused_by_projection(opt: OptConfig) -> dict[str, str]:
     plan = resolve_projection_plan(opt)
     if plan.kind == "none":
         reason = "opt.optimizer_type adamw compresses nothing without opt.tensorgrad True"
-        return dict.fromkeys((*_TYPES, *_FIRST, *_SECOND, *_TUCKER, *_REFRESH, _LAMBDA), reason)
+        return dict.fromkeys(
+            (*_TYPES, *_FIRST, *_SECOND, *_TUCKER, *_REFRESH, *_ALL, _LAMBDA), reason
+        )
     kinds = [part.kind for part in plan.parts]
     used = set()
     for prefix, kind in zip(("", "second_"), kinds, strict=False):

@@ -59,6 +59,7 @@ def in_subspace(
     specs: Specs = None,
     stagger: bool = False,
     seed: int = 0,
+    per_layer: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Run `inner` on compressed gradients and lift its updates back.
 
@@ -80,6 +81,10 @@ def in_subspace(
         stagger: give every parameter its own phase, so that no step after the first pays for
             all refreshes.
         seed: of the random projections.
+        per_layer: handle large parameters (64 MiB and more in float32) one after the other, the
+            last first: each gradient can be compressed and freed as soon as the backward pass
+            has made it. Otherwise the compiler is free to work on all at once. The numbers are
+            the same.
 
     Returns:
         A transformation. Its updates of compressed leaves are float32 or wider. A refresh whose
@@ -108,7 +113,7 @@ def in_subspace(
             f"in_subspace: on_refresh must be one of {_ON_REFRESH}, got {on_refresh!r}"
         )
     return in_subspace_with(
-        inner, projection, update_proj_gap, on_refresh, complement, specs, stagger, seed
+        inner, projection, update_proj_gap, on_refresh, complement, specs, stagger, seed, per_layer
     )
 
 
@@ -121,6 +126,7 @@ def in_subspace_with(
     specs: Specs = None,
     stagger: bool = False,
     seed: int = 0,
+    per_layer: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Do as `in_subspace`, where `on_refresh` may also be a rule of one's own.
 
@@ -134,8 +140,9 @@ def in_subspace_with(
         specs: see there.
         stagger: see there.
         seed: see there.
+        per_layer: see there.
     """
-    _check_arguments(inner, projection, update_proj_gap, complement, stagger, seed)
+    _check_arguments(inner, projection, update_proj_gap, complement, stagger, seed, per_layer)
     subspace = _InSubspace(
         optax.with_extra_args_support(inner),
         projection,
@@ -145,6 +152,7 @@ def in_subspace_with(
         specs,
         stagger,
         seed,
+        per_layer,
     )
     return optax.GradientTransformationExtraArgs(subspace.init, subspace.update)
 
@@ -159,6 +167,7 @@ class _InSubspace:
     specs: Specs
     stagger: bool
     seed: int
+    per_layer: bool
 
     def init(self, params):
         leaves = take_apart(params, self.projection, self.specs)
@@ -190,7 +199,7 @@ class _InSubspace:
         # The last first, as its gradient comes first out of the backward pass.
         done = None
         for index, (name, leaf) in reversed(list(enumerate(leaves.compressed.items()))):
-            tensors[name] = leaf.to_tensor(after(leaves.arrays[name], done, leaf.nbytes))
+            tensors[name] = leaf.to_tensor(self._after(leaves.arrays[name], done, leaf))
             basis[name], next_refresh[name] = self._refresh_if_due(
                 index, name, leaf, tensors[name], state, moments, fresh, len(leaves.compressed)
             )
@@ -202,7 +211,7 @@ class _InSubspace:
         scaled = cast(dict, scaled)
 
         for name, leaf in leaves.compressed.items():
-            scaled[name] = after(scaled[name], done, leaf.nbytes)
+            scaled[name] = self._after(scaled[name], done, leaf)
             if self.complement == "pass":
                 lifted = leaf.lift_onto_complement(
                     tensors[name], scaled[name], compact[name], basis[name]
@@ -246,6 +255,9 @@ class _InSubspace:
         moments.replace(name, carried)
         return basis, next_refresh
 
+    def _after(self, tree, done, leaf):
+        return after(tree, done, leaf.nbytes) if self.per_layer else tree
+
     def _gap(self, count, index, n_leaves):
         gap = jnp.asarray(self.gap(count) if callable(self.gap) else self.gap)
         gap = jnp.maximum(1, gap.astype(jnp.int32))
@@ -259,7 +271,7 @@ def _all_finite(tree):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _check_arguments(inner, projection, gap, complement, stagger, seed):
+def _check_arguments(inner, projection, gap, complement, stagger, seed, per_layer):
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise ValueError(f"in_subspace: inner must be an Optax transformation, got {inner!r}")
     is_projection = lambda x: isinstance(x, Projection)
@@ -275,7 +287,8 @@ def _check_arguments(inner, projection, gap, complement, stagger, seed):
         raise ValueError(
             f"in_subspace: complement must be one of {_COMPLEMENT}, got {complement!r}"
         )
-    if not isinstance(stagger, bool):
-        raise ValueError(f"in_subspace: stagger must be True or False, got {stagger!r}")
+    for name, value in (("stagger", stagger), ("per_layer", per_layer)):
+        if not isinstance(value, bool):
+            raise ValueError(f"in_subspace: {name} must be True or False, got {value!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"in_subspace: seed must be an integer, got {seed!r}")
