@@ -52,9 +52,7 @@ def _unused_by_projection(opt: OptConfig) -> dict[str, str]:
     plan = resolve_projection_plan(opt)
     if plan.kind == "none":
         reason = "opt.optimizer_type adamw compresses nothing without opt.tensorgrad True"
-        return dict.fromkeys(
-            (*_TYPES, *_FIRST, *_SECOND, *_TUCKER, *_REFRESH, *_ALL, _LAMBDA), reason
-        )
+        return dict.fromkeys((*_TYPES, *_FIRST, *_SECOND, *_TUCKER, *_REFRESH, _LAMBDA), reason)
     kinds = [part.kind for part in plan.parts]
     used = set()
     for prefix, kind in zip(("", "second_"), kinds, strict=False):
