@@ -31,21 +31,23 @@ def largest_magnitude(tensor: Tensor) -> Array:
 
 def gram_of(tensor: Tensor, factor: Array | None = None) -> Inexact[Array, "d d"]:
     """Return (f X)(f X)^H with a real factor f."""
-    d, starts, width = _cut(tensor)
+    d, n = tensor.shape[0], math.prod(tensor.shape[1:])
+    width = _piece_width(n, d * tensor.dtype.itemsize)
 
     def add(start, width, total):
         piece = _columns(tensor, start, width)
         return total + gram(piece if factor is None else piece * factor)
 
-    return _over_pieces(add, starts, width, jnp.zeros((d, d), tensor.dtype))
+    return _over_pieces(add, n, width, jnp.zeros((d, d), tensor.dtype))
 
 
 def multiply_first(
     tensor: Tensor, matrix: Inexact[Array, "d r"], factor: Array | None = None
 ) -> Inexact[Array, "... r"]:
     """Return (f X)^T matrix: axis 0 contracted, the new axis at the end."""
-    _, starts, width = _cut(tensor)
     rest, r = tensor.shape[1:], matrix.shape[1]
+    n = math.prod(rest)
+    width = _piece_width(n, tensor.shape[0] * tensor.dtype.itemsize)
     matrix = matrix if factor is None else matrix * factor
 
     def put(start, width, out):
@@ -53,7 +55,7 @@ def multiply_first(
         return jax.lax.dynamic_update_slice_in_dim(out, product, start, axis=0)
 
     dtype = jnp.result_type(tensor.dtype, matrix.dtype)
-    out = _over_pieces(put, starts, width, _blank((math.prod(rest), r), dtype, tensor))
+    out = _over_pieces(put, n, width, _blank((n, r), dtype, tensor))
     return out.reshape(*rest, r)
 
 
@@ -63,7 +65,7 @@ def multiply_first_into_pair(
     """Return f X^T matrix, axes as in `multiply_first`, as a pair of real arrays."""
     d, r, rest = tensor.shape[0], matrix.shape[1], tensor.shape[1:]
     n = math.prod(rest)
-    starts, width = _pieces(n, max(d, r) * tensor.dtype.itemsize)
+    width = _piece_width(n, max(d, r) * tensor.dtype.itemsize)
     matrix = matrix if factor == 1.0 else matrix * factor
 
     def put(start, width, out):
@@ -72,19 +74,12 @@ def multiply_first_into_pair(
         return jax.lax.dynamic_update_slice_in_dim(out, parts, start, axis=1)
 
     blank = _blank((2, n, r), jnp.finfo(tensor.dtype).dtype, tensor)
-    return Pair(_over_pieces(put, starts, width, blank).reshape(2, *rest, r))
+    return Pair(_over_pieces(put, n, width, blank).reshape(2, *rest, r))
 
 
-def _cut(tensor):
-    d = tensor.shape[0]
-    starts, width = _pieces(math.prod(tensor.shape[1:]), d * tensor.dtype.itemsize)
-    return d, starts, width
-
-
-def _pieces(n, column_bytes):
-    """Return how many whole pieces there are, with their width; what remains is one more."""
-    width = max(1, PIECE_BYTES // column_bytes)
-    return (n, width) if width < n else (n, n)
+def _piece_width(n, column_bytes):
+    """Return how many of n columns make a piece."""
+    return min(n, max(1, PIECE_BYTES // column_bytes))
 
 
 def _columns(tensor, start, width):
@@ -99,6 +94,7 @@ def _columns(tensor, start, width):
 
 
 def _over_pieces(step, n, width, start):
+    """Apply step(first column, number of columns, result so far) to all pieces of n columns."""
     if width == n:
         return step(0, n, start)
     whole, rest = divmod(n, width)

@@ -16,16 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from tensorgrad_jax.projections.base import Basis
+from tensorgrad_jax.projections.base import Basis, scaled_to_one
 from tensorgrad_jax.projections.leading import PRECISION, leading_of_gram
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_pair
 
 
 def refresh_real_factors(tensor: Tensor, ranks: tuple[int, ...]) -> Basis:
     """Return sequentially truncated factors from Gram matrices, None for modes of full rank."""
-    parts = _parts(tensor)
-    largest = jnp.max(jnp.abs(parts))
-    parts = parts / jnp.where(largest > 0, largest, 1)
+    parts = scaled_to_one(_parts(tensor))
     factors = []
     for mode, rank in enumerate(ranks):
         if rank == tensor.shape[mode]:
