@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.projections import LeafProjection, pieces
+from tensorgrad_jax.projections import LeafProjection, mode_products
 from tensorgrad_jax.projections.pairs import Pair, as_array
 
 # A new projection is tested the day it is listed here.
@@ -419,7 +419,7 @@ def test_large_tensors_are_handled_by_pieces_with_the_same_result(dtype, monkeyp
 
     whole = jax.jit(run)(pair)
     for columns in (1, 4, 16):  # of 35, 21 or 30: with and without a rest
-        monkeypatch.setattr(pieces, "PIECE_BYTES", columns * 6 * 8)
+        monkeypatch.setattr(mode_products, "PIECE_BYTES", columns * 6 * 8)
         by_pieces = jax.jit(lambda pair: run(pair))(pair)
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(by_pieces), strict=True):
             assert a.dtype == b.dtype

@@ -145,6 +145,11 @@ class Projection(abc.ABC):
         """Return what `compact`, the compact form of `tensor`, leaves over of it."""
         return self.add_lifted(tensor, compact, basis, -1.0)
 
+    def split(self, tensor: Tensor, basis: Basis) -> tuple[Compact, Tensor]:
+        """Return the compact form of `tensor` and what it leaves over."""
+        compact = self.project(tensor, basis)
+        return compact, self.complement(tensor, compact, basis)
+
 
 @dataclasses.dataclass(frozen=True)
 class LeafProjection:

@@ -40,8 +40,8 @@ class _Pair(Projection):
         del compact
         return self.weights
 
-    def _left_over(self, tensor, compact, basis):
-        """Return what `second` sees, given the compact form and the basis of `first`."""
+    def _split(self, tensor, basis):
+        """Return the compact form of `first`, whose basis is given, and what `second` sees."""
         raise NotImplementedError
 
     @property
@@ -61,13 +61,12 @@ class _Pair(Projection):
         """Refresh the first, then the second on what it sees."""
         keys = jax.random.split(key)
         first = self.first.refresh(keys[0], tensor, basis[0])
-        seen = self._left_over(tensor, self.first.project(tensor, first), first)
+        seen = self._split(tensor, first)[1]
         return (first, self.second.refresh(keys[1], seen, basis[1]))
 
     def project(self, tensor: Tensor, basis: Basis) -> Compact:
         """Return the compact forms of both parts."""
-        first = self.first.project(tensor, basis[0])
-        seen = self._left_over(tensor, first, basis[0])
+        first, seen = self._split(tensor, basis[0])
         return (first, self.second.project(seen, basis[1]))
 
     def lift(self, compact: Compact, basis: Basis) -> Inexact[Array, ...]:
@@ -131,8 +130,8 @@ class Residual(_Pair):
         residual = self.first.complement(tensor, compact[0], basis[0])
         return self.second.complement(residual, compact[1], basis[1])
 
-    def _left_over(self, tensor, compact, basis):
-        return self.first.complement(tensor, compact, basis)
+    def _split(self, tensor, basis):
+        return self.first.split(tensor, basis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,5 +161,5 @@ class Sum(_Pair):
         second = self.second.complement(tensor, compact[1], basis[1])
         return jax.tree.map(lambda a, b, g: a + b - g, first, second, tensor)
 
-    def _left_over(self, tensor, compact, basis):
-        return tensor
+    def _split(self, tensor, basis):
+        return self.first.project(tensor, basis), tensor

@@ -4,9 +4,8 @@ r"""Low-rank Tucker projection of an N-dimensional tensor (HOSVD, HOOI).
 
 with orthonormal U_i of shape (d_i, r_i). The compact form is the core of shape (r_1, ..., r_n).
 
-All mode products are written in one cyclic form: contract axis 0 and append the new axis at the
-end. After n of them the axes stand in their old order, and each is one matrix product on
-contiguous data, never a transposition.
+Project, lift and the default refresh are in `mode_products`. What is written here for other methods
+and for cores is cyclic: contract axis 0 and append the new axis at the end.
 """
 
 from __future__ import annotations
@@ -20,27 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
+from tensorgrad_jax.projections import mode_products
 from tensorgrad_jax.projections.base import Basis, Leaf, Projection, check_scale, scaled_to_one
 from tensorgrad_jax.projections.leading import (
     PRECISION,
     leading_by_gram,
     leading_by_sketch,
     leading_by_svd,
-    leading_of_gram,
 )
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
-from tensorgrad_jax.projections.pieces import (
-    gram_of,
-    largest_magnitude,
-    multiply_first,
-    multiply_first_into_pair,
-)
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
-from tensorgrad_jax.projections.real_factors import (
-    lift_by_real_factors,
-    project_by_real_factors,
-    refresh_real_factors,
-)
 
 _METHODS = ("gram", "svd", "randomized")
 # HOOI stops when the relative error changes by less (Kolda and Bader 2009, Fig. 4.4).
@@ -128,10 +116,8 @@ class Tucker(Projection):
     def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
         ranks = self.ranks(tensor.shape)
-        if self.factors == "real":
-            return refresh_real_factors(tensor, ranks)
         if self.method == "gram" and self.n_iter == 1:
-            return _sequentially_truncated_by_gram(tensor, ranks)
+            return mode_products.sequentially_truncated(tensor, ranks, self.factors == "real")
         tensor = scaled_to_one(as_array(tensor))
         if self.method == "randomized":
             start = basis if self.warm_restart else [None] * len(ranks)
@@ -162,26 +148,21 @@ class Tucker(Projection):
 
     def project(self, tensor: Tensor, basis: Basis) -> Inexact[Array, ...]:
         """Return the core."""
-        if self.factors == "real":
-            return project_by_real_factors(tensor, basis)
-        first = multiply_first(tensor, basis[0].conj())
-        return _mode_products(first, [u.conj() for u in basis[1:]])
+        return mode_products.project(tensor, basis)
 
     def lift_pair(self, compact: Inexact[Array, ...], basis: Basis) -> Pair:
         """Return the tensor of a core as a pair of real arrays."""
-        if self.factors == "real":
-            return Pair(lift_by_real_factors(as_pair(compact).parts, basis, self.scale))
-        smaller = _mode_products(compact, [u.T for u in basis[:-1]])
-        return multiply_first_into_pair(smaller, basis[-1].T, self.scale)
+        parts = self._lift_to_parts(compact, basis)
+        return Pair(parts) if len(parts) == 2 else as_pair(parts[0])
 
     def lift(self, compact: Inexact[Array, ...], basis: Basis) -> Inexact[Array, ...]:
         """Return the tensor of a core."""
-        if self.factors == "real":
-            if jnp.iscomplexobj(compact):
-                return self.lift_pair(compact, basis).array()
-            return lift_by_real_factors(compact[None], basis, self.scale)[0]
-        lifted = _mode_products(compact, [u.T for u in basis])
-        return lifted if self.scale == 1.0 else self.scale * lifted
+        parts = self._lift_to_parts(compact, basis)
+        return Pair(parts).array() if len(parts) == 2 else parts[0]
+
+    def _lift_to_parts(self, compact, basis):
+        core = compact if self.scale == 1.0 else self.scale * compact
+        return mode_products.lift_to_parts(core, basis)
 
     def transport(
         self, compact: Inexact[Array, ...], old: Basis, new: Basis
@@ -221,20 +202,6 @@ def _sequentially_truncated(tensor, ranks, leading):
         u = leading(mode, tensor.reshape(tensor.shape[0], -1), r)
         tensor = jnp.tensordot(tensor, u.conj(), axes=(0, 0), precision=PRECISION)
         factors.append(u)
-    return tuple(factors)
-
-
-def _sequentially_truncated_by_gram(tensor, ranks):
-    """Return the same by Gram matrices, never with a copy of the tensor."""
-    largest = largest_magnitude(tensor)
-    factor = 1 / jnp.where(largest > 0, largest, 1)
-    factors = []
-    for r in ranks:
-        u = leading_of_gram(gram_of(tensor, factor), r)
-        factors.append(u)
-        # The last product would be the core, which nobody asked for.
-        if len(factors) < len(ranks):
-            tensor, factor = multiply_first(tensor, u.conj(), factor), None
     return tuple(factors)
 
 

@@ -121,12 +121,14 @@ class UnstructuredSparse(Projection):
 
     def project(self, tensor: Tensor, basis: KeptEntries) -> Inexact[Array, " k"]:
         """Gather the kept entries."""
+        return self._project(tensor, self.indices(basis))
+
+    def _project(self, tensor, indices):
         if not _has_parts(tensor):
-            return _gather(tensor, self.indices(basis))
+            return _gather(tensor, indices)
         wide = jnp.promote_types(jnp.finfo(tensor.dtype).dtype, jnp.float32)
-        return jax.lax.complex(
-            *_gather(_parts(tensor), self._indices_of_parts(basis)).astype(wide).reshape(2, -1)
-        )
+        parts = _gather(_parts(tensor), _of_parts(indices, tensor.size)).astype(wide)
+        return jax.lax.complex(*parts.reshape(2, -1))
 
     def lift(self, compact: Inexact[Array, " k"], basis: KeptEntries) -> Inexact[Array, ...]:
         """Scatter the entries into zeros."""
@@ -147,7 +149,12 @@ class UnstructuredSparse(Projection):
         """Scatter-add the entries to a tensor: only k entries are touched."""
         factor = weight * self._factor(basis.shape)
         entries = compact if factor == 1.0 else factor * compact
-        return self._scatter(tensor, entries, basis, "add")
+        if not _has_parts(tensor):
+            return _scatter_add(tensor, entries, self.indices(basis))
+        entries = jnp.concatenate([entries.real, entries.imag])
+        indices = _of_parts(self.indices(basis), tensor.size)
+        parts = _scatter_add(_parts(tensor), entries, indices)
+        return Pair(parts) if isinstance(tensor, Pair) else as_array(Pair(parts))
 
     def complement(
         self, tensor: Tensor, compact: Inexact[Array, " k"], basis: KeptEntries
@@ -155,19 +162,15 @@ class UnstructuredSparse(Projection):
         """Return the tensor with zeros in the place of the kept entries."""
         if self._factor(basis.shape) != 1.0:
             return self.add_lifted(tensor, compact, basis, -1.0)
-        return self._scatter(tensor, jnp.zeros_like(compact), basis, "set")
+        return _without(tensor, self.indices(basis))
 
-    def _scatter(self, tensor, entries, basis, mode):
-        if not _has_parts(tensor):
-            return _scatter(tensor, entries, self.indices(basis), mode)
-        entries = jnp.concatenate([entries.real, entries.imag])
-        parts = _scatter(_parts(tensor), entries, self._indices_of_parts(basis), mode)
-        return Pair(parts) if isinstance(tensor, Pair) else as_array(Pair(parts))
-
-    def _indices_of_parts(self, basis: KeptEntries):
-        """Return the indices within real and imaginary parts, one behind the other."""
-        indices, size = self.indices(basis), math.prod(basis.shape)
-        return jnp.concatenate([indices, indices + size])
+    def split(self, tensor: Tensor, basis: KeptEntries) -> tuple[Inexact[Array, " k"], Tensor]:
+        """Gather the kept entries and put zeros in their place."""
+        indices = self.indices(basis)
+        compact = self._project(tensor, indices)
+        if self._factor(basis.shape) != 1.0:
+            return compact, self.complement(tensor, compact, basis)
+        return compact, _without(tensor, indices)
 
     def _factor(self, shape: tuple[int, ...]) -> float:
         if not self.scale_by_mask_ratio:
@@ -210,11 +213,20 @@ def _gather(x, indices):
     return from_bits(to_bits(x.ravel()).at[indices].get(**_SELECTED), x.dtype)
 
 
-def _scatter(x, entries, indices, mode):
-    flat, entries = x.ravel(), entries.astype(x.dtype)
-    if mode == "add":
-        changed = flat.at[indices].add(entries, **_SELECTED)
-    else:
-        bits = to_bits(flat).at[indices].set(to_bits(entries), **_SELECTED)
-        changed = from_bits(bits, x.dtype)
-    return changed.reshape(x.shape)
+def _scatter_add(x, entries, indices):
+    return x.ravel().at[indices].add(entries.astype(x.dtype), **_SELECTED).reshape(x.shape)
+
+
+def _of_parts(indices, size):
+    """Return the indices within real and imaginary parts, one behind the other."""
+    return jnp.concatenate([indices, indices + size])
+
+
+def _without(tensor, indices):
+    """Return a tensor with zeros at these indices.
+
+    They are marked in one byte per entry, more of which stay in a cache than of the tensor itself.
+    """
+    marks = jnp.zeros(tensor.size, jnp.int8).at[indices].set(jnp.int8(1), **_SELECTED)
+    kept = (marks != 0).reshape(tensor.shape)
+    return jax.tree.map(lambda x: jnp.where(kept, jnp.zeros((), x.dtype), x), tensor)
