@@ -108,7 +108,7 @@ def open_dataset(
     path = root / file_name(problem, split, finer[0])
     with open_file(path) as file:
         shapes = {name: _checked_shape(path, file, name) for name in FIELDS}
-        counts = {name: _field(file, name).shape[0] for name in FIELDS}
+        counts = {name: field_of(file, name).shape[0] for name in FIELDS}
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: x has {counts['x']} samples, y has {counts['y']}")
     available = counts["x"]
@@ -143,7 +143,7 @@ def open_file(path: Path) -> h5py.File:
 def _read(path: Path, file: h5py.File, samples: slice) -> dict[str, np.ndarray]:
     """Return samples of x and y as they are in the file."""
     try:
-        fields = {name: np.asarray(_field(file, name)[samples]) for name in FIELDS}
+        fields = {name: np.asarray(field_of(file, name)[samples]) for name in FIELDS}
     except OSError as error:
         raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
     for name, values in fields.items():
@@ -152,7 +152,8 @@ def _read(path: Path, file: h5py.File, samples: slice) -> dict[str, np.ndarray]:
     return fields
 
 
-def _field(file: h5py.File, name: str) -> h5py.Dataset:
+def field_of(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return the data set of that name, which must be there."""
     return cast(h5py.Dataset, file[name])
 
 
@@ -172,7 +173,7 @@ def sample_count(path: Path, file: h5py.File) -> int:
     """Return the number of samples of a file that holds x and y."""
     for name in FIELDS:
         _checked_shape(path, file, name)
-    return _field(file, "x").shape[0]
+    return field_of(file, "x").shape[0]
 
 
 def _dimension(path: Path, shapes: Mapping[str, tuple[int, ...]], resolution: int) -> int:

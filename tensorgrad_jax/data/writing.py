@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tensorgrad_jax.data.hdf5 import FIELDS, DataError, open_file, sample_count
+from tensorgrad_jax.data.hdf5 import FIELDS, DataError, field_of, open_file, sample_count
 
 
 def write_resumably(
@@ -112,8 +112,8 @@ def _fill(file, n_samples, sample_shape, options, make, chunk, progress) -> None
 
 def _check_complete(path: Path, n_samples: int, options: Mapping[str, Any]) -> None:
     with open_file(path) as file:
-        _check_options(path, file, options)
         present = sample_count(path, file)
+        _check_options(path, file, options)
     if present < n_samples:
         raise DataError(
             f"{path}: has {present} samples, {n_samples} are wanted; remove the file or "
@@ -142,8 +142,10 @@ def _discard_if_worthless(partial: Path, n_samples: int, options: Mapping[str, A
 
 
 def _check_options(path: Path, file: h5py.File, options: Mapping[str, Any]) -> None:
+    # Files of before there was such an option were solved on the grid they hold.
+    assumed = {"solver_resolution": field_of(file, "x").shape[-1]}
     for name, value in options.items():
-        found = file.attrs.get(name)
+        found = file.attrs.get(name, assumed.get(name) if "done" in file.attrs else None)
         if found is None or found != value:
             raise DataError(
                 f"{path}: made with {name}={'unknown' if found is None else found}, not {value}; "
