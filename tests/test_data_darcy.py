@@ -109,17 +109,17 @@ def test_the_field_has_its_covariance_and_no_constant_part():
 
 
 def test_files(tmp_path):
-    options = {"n_train": 3, "n_test": 2, "resolution": 8, "solver_resolution": 16}
+    options = {"n_train": 3, "n_test": 2, "resolution": 8, "solver_resolution": 32}
     paths = generate_darcy(tmp_path, **options)
     assert [p.name for p in paths] == ["darcy_train_8.hdf5", "darcy_test_8.hdf5"]
     source = open_dataset(tmp_path, "darcy", "test", 4)
     x, y = darcy_samples(
-        range(2), split="test", resolution=4, solver_resolution=16, tolerance=1e-4, seed=0
+        range(2), split="test", resolution=4, solver_resolution=32, tolerance=1e-4, seed=0
     )
     for i in range(2):
         np.testing.assert_array_equal(source[i]["x"][..., 0], x[i])
         np.testing.assert_array_equal(source[i]["y"][..., 0], y[i])
-    with pytest.raises(DataError, match="made with solver_resolution=16, not 128"):
+    with pytest.raises(DataError, match="made with solver_resolution=32, not 128"):
         generate_darcy(tmp_path, n_train=3, n_test=2, resolution=8)
     with pytest.raises(DataError, match=r"solver_resolution: got 20, .* multiple of .* 8"):
         generate_darcy(tmp_path, **(options | {"solver_resolution": 20}))
@@ -128,9 +128,9 @@ def test_files(tmp_path):
 
 
 def test_what_cannot_be_solved_is_an_error(unchecked):
-    ones = np.ones((2, 8, 8))
+    ones = np.ones((2, 16, 16))
     for wrong, message in (
-        (ones - np.eye(8), "positive and finite"),
+        (ones - np.eye(16), "positive and finite"),
         (ones * np.nan, "positive and finite"),
         (ones[..., :4], r"shape \(..., n, n\)"),
     ):

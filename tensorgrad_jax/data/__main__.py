@@ -121,7 +121,7 @@ def _parse(argv: Sequence[str] | None) -> dict:
         n_test=200,
         resolution=128,
         fine="the least multiple from 256 on",
-        viscosity=(0.01, "the lower, the steeper the fronts"),
+        viscosity=(0.005, "the lower, the steeper the fronts"),
         t_end=(1.0, "time of the target"),
         dt=(0.005, "largest time step"),
     )

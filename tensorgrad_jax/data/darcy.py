@@ -126,8 +126,8 @@ def darcy_samples(
     dtype = np.float64 if float64 else np.float32
     with jax.enable_x64(True) if float64 else contextlib.nullcontext():
         key = split_key(seed, split)
-        fields = _fields(key, jnp.asarray(indices, jnp.int32), solver_resolution, dtype)
-    phases = (np.asarray(fields) > 0).astype(dtype)
+        fields = [np.asarray(_field(key, i, solver_resolution, dtype)) for i in indices]
+    phases = (np.stack(fields) > 0).astype(dtype)
     low, high = PERMEABILITY
     pressure = solve_darcy(np.where(phases > 0, dtype(high), dtype(low)), tolerance=tolerance)
     every = solver_resolution // resolution
@@ -135,9 +135,8 @@ def darcy_samples(
 
 
 @partial(jax.jit, static_argnames=("resolution", "dtype"))
-def _fields(key, indices, resolution, dtype):
-    draw = lambda i: neumann_gaussian_field(jax.random.fold_in(key, i), resolution, dtype=dtype)
-    return jax.lax.map(draw, indices)
+def _field(key, index, resolution, dtype):
+    return neumann_gaussian_field(jax.random.fold_in(key, index), resolution, dtype=dtype)
 
 
 @jax.jit

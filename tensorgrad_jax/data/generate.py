@@ -122,7 +122,7 @@ def generate_burgers(
     n_train: int,
     n_test: int,
     resolution: int,
-    viscosity: float = 0.01,
+    viscosity: float = 0.005,
     t_end: float = 1.0,
     dt: float = 0.005,
     solver_resolution: int | None = None,

@@ -65,6 +65,12 @@ def write_resumably(
     return True
 
 
+def was_generated(path: Path) -> bool:
+    """Return whether a file was written by `write_resumably`, and so says what it was made with."""
+    with open_file(path) as file:
+        return "done" in file.attrs
+
+
 @contextlib.contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system releases should the process be killed.
