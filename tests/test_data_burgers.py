@@ -62,14 +62,14 @@ def test_what_cannot_be_solved_is_an_error_that_says_what_to_change():
 
 
 def test_the_random_function_has_its_covariance():
-    n, draws = 32, 1000
+    n, draws = 32, 500
     draw = jax.jit(jax.vmap(lambda key: periodic_gaussian_function(key, n)))
     functions = draw(jax.random.split(jax.random.key(0), draws))
     power = np.mean(np.abs(np.fft.fft(functions) / n) ** 2, axis=0)
     assert power[0] < 1e-12
     for k in (1, 2, 3, 10, 15):
         expected = 625 * (4 * np.pi**2 * k**2 + 25) ** -2.0
-        # Relative standard error of a mean of exponential variables: 1 / sqrt(1000).
+        # Relative standard error of a mean of exponential variables: 1 / sqrt(500).
         assert abs(power[k] / expected - 1) < 4 / np.sqrt(draws)
     # A draw is the same function at every resolution.
     key = jax.random.key(1)

@@ -136,5 +136,6 @@ def test_what_cannot_be_solved_is_an_error(unchecked):
     ):
         with pytest.raises(ValueError, match=message):
             solve_darcy(wrong)
+    np.testing.assert_array_equal(solve_darcy(ones, 0 * ones), 0 * ones)
     with pytest.raises(ConvergenceError, match="for 1 of 2 samples"):
         solve_darcy(ones, np.stack([ones[0], ones[1] * np.inf]))

@@ -57,8 +57,12 @@ def write_resumably(
         partial = path.with_name(path.name + ".partial")
         try:
             _discard_if_worthless(partial, n_samples, options)
-            with h5py.File(partial, "a") as file:
-                _fill(file, n_samples, sample_shape, options, make, chunk, progress)
+            try:
+                with h5py.File(partial, "a") as file:
+                    _fill(file, n_samples, sample_shape, options, make, chunk, progress)
+            except BaseException:
+                _discard_if_empty(partial)
+                raise
         except OSError as error:
             raise DataError(f"{partial}: cannot be written ({error})") from error
         partial.replace(path)
@@ -145,6 +149,15 @@ def _discard_if_worthless(partial: Path, n_samples: int, options: Mapping[str, A
     except OSError:
         pass  # killed while HDF5 was writing its own tables: nothing in it can be read
     partial.unlink()
+
+
+def _discard_if_empty(partial: Path) -> None:
+    """Remove an unfinished file that holds no sample: what failed left nothing behind."""
+    with contextlib.suppress(OSError):  # not there, or not readable
+        with h5py.File(partial, "r") as file:
+            empty = not file.attrs.get("done", 0)
+        if empty:
+            partial.unlink()
 
 
 def _check_options(path: Path, file: h5py.File, options: Mapping[str, Any]) -> None:
