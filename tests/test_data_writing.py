@@ -10,6 +10,7 @@ import pytest
 from tensorgrad_jax.data import (
     DataError,
     batches,
+    generate,
     generate_navier_stokes,
     hdf5,
     open_dataset,
@@ -65,9 +66,9 @@ def test_an_unfinished_file_without_samples_is_no_obstacle(tmp_path, unfinished)
     path = tmp_path / "p_train_4.hdf5"
     if unfinished == "damaged":
         (tmp_path / "p_train_4.hdf5.partial").write_bytes(b"half a header")
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            write(path, killed_after(0), seed=1)
+    else:  # by a process that had no time to clean up
+        with h5py.File(f"{path}.partial", "w") as file:
+            file.attrs.update(seed=1, done=0)
     assert write(path)
     assert read(path) == ALL
     with h5py.File(path) as file:
@@ -140,6 +141,7 @@ def test_a_time_step_that_is_too_large_can_be_corrected(tmp_path):
     options = {"n_train": 2, "n_test": 1, "resolution": 32}
     with pytest.raises(DataError, match=r"train_32.hdf5: dt=2.5 is too large for resolution 32"):
         generate_navier_stokes(tmp_path, dt=2.5, **options)
+    assert not list(tmp_path.iterdir())
     assert all(p.exists() for p in generate_navier_stokes(tmp_path, dt=0.1, **options))
 
 
@@ -159,3 +161,31 @@ def test_double_precision_samples_are_the_same_draws():
     for a, b in zip(single, double, strict=True):
         assert (a.dtype, b.dtype) == (np.float32, np.float64)
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_chunks_of_samples_are_bounded_by_their_points(tmp_path, monkeypatch):
+    """A finer solver makes fewer samples at a time, so that the memory does not grow with it."""
+    asked = []
+
+    def samples(numbers, *, resolution, **options):
+        asked.append(len(numbers))
+        shape = (len(numbers), resolution, resolution)
+        return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    monkeypatch.setattr(generate, "navier_stokes_samples", samples)
+    for i, (fine, expected) in enumerate(((64, [20, 4]), (512, [8, 8, 4, 4]), (2048, 24 * [1]))):
+        asked.clear()
+        generate_navier_stokes(
+            tmp_path / str(i), n_train=20, n_test=4, resolution=4, solver_resolution=fine
+        )
+        assert asked == expected
+
+
+def test_files_of_before_there_was_a_solver_resolution_are_used(tmp_path):
+    options = {"n_train": 2, "n_test": 1, "resolution": 8, "t_end": 0.1}
+    for path in generate_navier_stokes(tmp_path, **options):
+        with h5py.File(path, "a") as file:
+            del file.attrs["solver_resolution"]
+    generate_navier_stokes(tmp_path, **options)
+    with pytest.raises(DataError, match="made with solver_resolution=8, not 16"):
+        generate_navier_stokes(tmp_path, solver_resolution=16, **options)

@@ -219,7 +219,7 @@ def test_a_diverging_run_says_so(data, tmp_path, capsys):
         ({"data.n_train": 21}, "has 20 samples, 21 are wanted"),
         ({"data.viscosity": 0.5}, "made with viscosity=0.002, not 0.5"),
         ({"data.root": "/nowhere", "data.generate": "False"}, "no folder /nowhere"),
-        ({"data.problem": "darcy"}, "no darcy_train_16.hdf5"),
+        ({"data.problem": "mine"}, "no mine_train_16.hdf5"),
         ({"config_file": "absent.yaml"}, "absent.yaml"),
         ({"opt.resume_from_dir": "/nowhere"}, "expected the folder of a run"),
         ({"fno.n_modes": "[4,4,4]"}, "fno.n_modes"),

@@ -1,5 +1,10 @@
 """Data sets: generating, storing, reading, normalising and batching them."""
 
+from tensorgrad_jax.data.burgers import solve_burgers as solve_burgers
+from tensorgrad_jax.data.convert import convert as convert
+from tensorgrad_jax.data.darcy import solve_darcy as solve_darcy
+from tensorgrad_jax.data.generate import generate_burgers as generate_burgers
+from tensorgrad_jax.data.generate import generate_darcy as generate_darcy
 from tensorgrad_jax.data.generate import generate_navier_stokes as generate_navier_stokes
 from tensorgrad_jax.data.hdf5 import DataError as DataError
 from tensorgrad_jax.data.hdf5 import FieldSource as FieldSource

@@ -98,25 +98,25 @@ def open_dataset(
     wanted = root / file_name(problem, split, resolution)
     if not root.is_dir():
         raise DataError(f"data.root: no folder {root} (looked for {wanted.name} in it)")
-    present = _resolutions(root, problem, split)
-    finer = [r for r in present if r % resolution == 0]
-    if not finer:
-        found = ", ".join(file_name(problem, split, r) for r in present) or "no file of that kind"
+    path = find_file(root, problem, split, resolution)
+    if path is None:
+        present = [file_name(problem, split, r) for r in _resolutions(root, problem, split)]
         raise DataError(
-            f"no {wanted.name} in {root}, and none of a multiple of that resolution; found {found}"
+            f"no {wanted.name} in {root}, and none of a multiple of that resolution; found "
+            + (", ".join(present) or "no file of that kind")
         )
-    path = root / file_name(problem, split, finer[0])
+    finer = int(path.stem.rpartition("_")[2])
     with open_file(path) as file:
         shapes = {name: _checked_shape(path, file, name) for name in FIELDS}
-        counts = {name: _field(file, name).shape[0] for name in FIELDS}
+        counts = {name: field_of(file, name).shape[0] for name in FIELDS}
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: x has {counts['x']} samples, y has {counts['y']}")
     available = counts["x"]
     n_samples = available if n_samples is None else n_samples
     if not 1 <= n_samples <= available:
         raise DataError(f"{path}: {n_samples} samples wanted, it has {available}")
-    dimension = _dimension(path, shapes, finer[0])
-    source = FieldSource(path, n_samples, finer[0] // resolution, shapes, dimension, None)
+    dimension = _dimension(path, shapes, finer)
+    source = FieldSource(path, n_samples, finer // resolution, shapes, dimension, None)
     n_bytes = 4 * n_samples * sum(int(np.prod(s)) for s in shapes.values())
     if n_bytes > IN_MEMORY_BYTES:
         return source
@@ -124,6 +124,14 @@ def open_dataset(
         raw = _read(path, file, slice(n_samples))
     arrays = {name: source._laid_out(samples) for name, samples in raw.items()}
     return dataclasses.replace(source, arrays=arrays)
+
+
+def find_file(root: str | Path, problem: str, split: str, resolution: int) -> Path | None:
+    """Return the coarsest file of a multiple of the wanted resolution, None without one."""
+    root = Path(root)
+    present = _resolutions(root, problem, split) if root.is_dir() else []
+    finer = [r for r in present if r % resolution == 0]
+    return root / file_name(problem, split, finer[0]) if finer else None
 
 
 def _resolutions(root: Path, problem: str, split: str) -> list[int]:
@@ -143,7 +151,7 @@ def open_file(path: Path) -> h5py.File:
 def _read(path: Path, file: h5py.File, samples: slice) -> dict[str, np.ndarray]:
     """Return samples of x and y as they are in the file."""
     try:
-        fields = {name: np.asarray(_field(file, name)[samples]) for name in FIELDS}
+        fields = {name: np.asarray(field_of(file, name)[samples]) for name in FIELDS}
     except OSError as error:
         raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
     for name, values in fields.items():
@@ -152,7 +160,8 @@ def _read(path: Path, file: h5py.File, samples: slice) -> dict[str, np.ndarray]:
     return fields
 
 
-def _field(file: h5py.File, name: str) -> h5py.Dataset:
+def field_of(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return the data set of that name, which must be there."""
     return cast(h5py.Dataset, file[name])
 
 
@@ -172,7 +181,7 @@ def sample_count(path: Path, file: h5py.File) -> int:
     """Return the number of samples of a file that holds x and y."""
     for name in FIELDS:
         _checked_shape(path, file, name)
-    return _field(file, "x").shape[0]
+    return field_of(file, "x").shape[0]
 
 
 def _dimension(path: Path, shapes: Mapping[str, tuple[int, ...]], resolution: int) -> int:

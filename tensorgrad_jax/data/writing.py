@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tensorgrad_jax.data.hdf5 import FIELDS, DataError, open_file, sample_count
+from tensorgrad_jax.data.hdf5 import FIELDS, DataError, field_of, open_file, sample_count
 
 
 def write_resumably(
@@ -57,12 +57,22 @@ def write_resumably(
         partial = path.with_name(path.name + ".partial")
         try:
             _discard_if_worthless(partial, n_samples, options)
-            with h5py.File(partial, "a") as file:
-                _fill(file, n_samples, sample_shape, options, make, chunk, progress)
+            try:
+                with h5py.File(partial, "a") as file:
+                    _fill(file, n_samples, sample_shape, options, make, chunk, progress)
+            except BaseException:
+                _discard_if_empty(partial)
+                raise
         except OSError as error:
             raise DataError(f"{partial}: cannot be written ({error})") from error
         partial.replace(path)
     return True
+
+
+def was_generated(path: Path) -> bool:
+    """Return whether a file was written by `write_resumably`, and so says what it was made with."""
+    with open_file(path) as file:
+        return "done" in file.attrs
 
 
 @contextlib.contextmanager
@@ -112,8 +122,8 @@ def _fill(file, n_samples, sample_shape, options, make, chunk, progress) -> None
 
 def _check_complete(path: Path, n_samples: int, options: Mapping[str, Any]) -> None:
     with open_file(path) as file:
-        _check_options(path, file, options)
         present = sample_count(path, file)
+        _check_options(path, file, options)
     if present < n_samples:
         raise DataError(
             f"{path}: has {present} samples, {n_samples} are wanted; remove the file or "
@@ -141,9 +151,20 @@ def _discard_if_worthless(partial: Path, n_samples: int, options: Mapping[str, A
     partial.unlink()
 
 
+def _discard_if_empty(partial: Path) -> None:
+    """Remove an unfinished file that holds no sample: what failed left nothing behind."""
+    with contextlib.suppress(OSError):  # not there, or not readable
+        with h5py.File(partial, "r") as file:
+            empty = not file.attrs.get("done", 0)
+        if empty:
+            partial.unlink()
+
+
 def _check_options(path: Path, file: h5py.File, options: Mapping[str, Any]) -> None:
+    # Files of before there was such an option were solved on the grid they hold.
+    assumed = {"solver_resolution": field_of(file, "x").shape[-1]}
     for name, value in options.items():
-        found = file.attrs.get(name)
+        found = file.attrs.get(name, assumed.get(name) if "done" in file.attrs else None)
         if found is None or found != value:
             raise DataError(
                 f"{path}: made with {name}={'unknown' if found is None else found}, not {value}; "

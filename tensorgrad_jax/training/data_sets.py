@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tensorgrad_jax.data import UnitGaussianNormalizer, generate_navier_stokes, open_dataset
-from tensorgrad_jax.training.options import Config
+from tensorgrad_jax.data import (
+    UnitGaussianNormalizer,
+    generate_burgers,
+    generate_darcy,
+    generate_navier_stokes,
+    open_dataset,
+)
+from tensorgrad_jax.data.hdf5 import find_file
+from tensorgrad_jax.data.writing import was_generated
+from tensorgrad_jax.training.options import GENERATOR_OPTIONS, Config, DataConfig
 from tensorgrad_jax.training.step import Encoding
+
+_GENERATORS = {
+    "nsforcing": generate_navier_stokes,
+    "darcy": generate_darcy,
+    "burgers": generate_burgers,
+}
 
 
 class TestSet(NamedTuple):
@@ -36,23 +50,14 @@ class DataSets(NamedTuple):
 
 
 def load_data_sets(config: Config) -> DataSets:
-    """Open the files that the `data` options name; make the Navier-Stokes ones that are missing.
+    """Open the files that the `data` options name; make what is missing and can be generated.
 
     Raises:
         DataError: if a file is missing, damaged, or does not hold what the options ask for.
     """
     data = config.data
-    if data.problem == "nsforcing" and data.generate:
-        generate_navier_stokes(
-            data.root,
-            n_train=data.n_train,
-            n_test=max(data.n_tests),
-            resolution=max(data.train_resolution, *data.test_resolutions),
-            viscosity=data.viscosity,
-            t_end=data.t_end,
-            dt=data.dt,
-            seed=data.generator_seed,
-        )
+    if data.generate and data.problem in _GENERATORS:
+        _generate(data)
     train = open_dataset(data.root, data.problem, "train", data.train_resolution, data.n_train)
     tests = [
         TestSet(resolution, open_dataset(data.root, data.problem, "test", resolution, n), batch)
@@ -66,3 +71,27 @@ def load_data_sets(config: Config) -> DataSets:
         y=UnitGaussianNormalizer.fit(train, "y") if data.encode_output else None,
     )
     return DataSets(train, tests, encoding, sample["x"].shape[-1], sample["y"].shape[-1])
+
+
+def _generate(data: DataConfig) -> None:
+    """Make the files at the finest resolution in use; the others are every few points of it.
+
+    Where files made elsewhere are there, nothing is made: the two would be of different kinds.
+    """
+    wanted = [("train", data.train_resolution), *(("test", r) for r in data.test_resolutions)]
+    found = [find_file(data.root, data.problem, split, resolution) for split, resolution in wanted]
+    elsewhere = [path for path in found if path is not None and not was_generated(path)]
+    if elsewhere:
+        print(
+            f"{elsewhere[0]} was made elsewhere: the files in {data.root} are used as they are, "
+            "nothing is generated"
+        )
+        return
+    _GENERATORS[data.problem](
+        data.root,
+        n_train=data.n_train,
+        n_test=max(data.n_tests),
+        resolution=max(data.train_resolution, *data.test_resolutions),
+        seed=data.generator_seed,
+        **{name: getattr(data, name) for name in GENERATOR_OPTIONS[data.problem]},
+    )

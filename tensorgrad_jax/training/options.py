@@ -37,8 +37,14 @@ _NAME = Allowed(
     "a file name of letters, digits and ._-",
     lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", v) is not None,
 )
-# The dimension of the problems whose data this package generates.
+# The problems whose data this package generates: their dimension, ...
 _DIMENSIONS = {"nsforcing": 2, "darcy": 2, "burgers": 1}
+# ... and what their generators want to know beside the seed, with the generators' own defaults.
+GENERATOR_OPTIONS = {
+    "nsforcing": {"viscosity": 2e-3, "t_end": 5.0, "dt": 0.05, "solver_resolution": None},
+    "darcy": {"solver_resolution": None},
+    "burgers": {"viscosity": 0.005, "t_end": 1.0, "dt": 0.005, "solver_resolution": None},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +52,32 @@ class DataConfig:
     """The data set: which files, how many samples, at which resolutions.
 
     The files are `<root>/<problem>_{train,test}_<resolution>.hdf5`. The three lists about the
-    test sets have one entry per test set; a list with one entry holds for all of them.
+    test sets have one entry per test set; a list with one entry holds for all of them. Options of
+    a generator that are null become the numbers of `GENERATOR_OPTIONS`.
     """
 
-    problem: Annotated[str, _NAME, "name of the data set: nsforcing, darcy or your own"] = (
-        "nsforcing"
-    )
+    problem: Annotated[
+        str, _NAME, "name of the data set: nsforcing, darcy, burgers or your own"
+    ] = "nsforcing"
     root: Annotated[str, TEXT, "folder of the data files"] = "datasets/ns_small"
-    generate: Annotated[bool, "make the nsforcing files that are missing"] = True
-    viscosity: Annotated[float, POSITIVE, "of the generated flow; 1 / Reynolds number"] = 2e-3
-    t_end: Annotated[float, POSITIVE, "time at which the generated flow is the target"] = 5.0
-    dt: Annotated[float, POSITIVE, "time step of the generator"] = 0.05
+    generate: Annotated[bool, "make the files of nsforcing, darcy and burgers that are missing"] = (
+        True
+    )
+    viscosity: Annotated[
+        float | None, POSITIVE, "of the generated flow; null: 0.002, for burgers 0.005"
+    ] = None
+    t_end: Annotated[
+        float | None, POSITIVE, "time of the generated targets; null: 5.0, for burgers 1.0"
+    ] = None
+    dt: Annotated[
+        float | None, POSITIVE, "time step of the generator; null: 0.05, for burgers 0.005"
+    ] = None
+    solver_resolution: Annotated[
+        int | None,
+        COUNT,
+        "grid points per axis of the generator; null: the data's, from 128 for darcy, from 256 "
+        "for burgers",
+    ] = None
     generator_seed: Annotated[int, _SEED, "seed of the generated samples"] = 0
     batch_size: Annotated[int, COUNT, "training samples per step"] = 8
     n_train: Annotated[int, COUNT, "training samples"] = 512
@@ -71,6 +92,9 @@ class DataConfig:
 
     def __post_init__(self):
         check_options(self, "data.")
+        for name, default in GENERATOR_OPTIONS.get(self.problem, {}).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         if self.batch_size > self.n_train:
             raise ConfigError(
                 f"data.batch_size: got {self.batch_size}, expected at most data.n_train = "

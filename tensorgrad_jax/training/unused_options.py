@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tensorgrad_jax.training.options import Config, OptConfig
+from tensorgrad_jax.training.options import GENERATOR_OPTIONS, Config, DataConfig, OptConfig
 from tensorgrad_jax.training.projection_plan import PART_OPTIONS, resolve_projection_plan
 
 _FIRST = tuple(name for names in PART_OPTIONS.values() for name in names)
@@ -17,7 +17,7 @@ _REFRESH = (
     "per_layer_opt",
 )
 _LAMBDA = "tensorgrad_sum_lambda_sparse"
-_GENERATOR = ("viscosity", "t_end", "dt", "generator_seed")
+_GENERATOR = ("viscosity", "t_end", "dt", "solver_resolution", "generator_seed")
 
 
 def unused_options(config: Config) -> dict[str, str]:
@@ -26,12 +26,7 @@ def unused_options(config: Config) -> dict[str, str]:
     After an explicit `opt.tensorgrad` False the options about projections do not count: AdamW is
     then the baseline of a comparison, and the other flags may stay where they are.
     """
-    unused = {}
-    if config.data.problem != "nsforcing":
-        reason = f"data.problem is {config.data.problem}"
-        unused |= {f"data.{name}": reason for name in _GENERATOR}
-    elif not config.data.generate:
-        unused |= {f"data.{name}": "data.generate is False" for name in _GENERATOR}
+    unused = {f"data.{name}": text for name, text in _unused_by_generator(config.data).items()}
     if not config.fno.use_channel_mlp:
         unused["fno.channel_mlp_expansion"] = "fno.use_channel_mlp is False"
     if config.fno.fno_block_weights_precision != "half":
@@ -46,6 +41,19 @@ def unused_options(config: Config) -> dict[str, str]:
     if config.opt.tensorgrad is not False:
         unused |= {f"opt.{name}": text for name, text in _unused_by_projection(config.opt).items()}
     return unused
+
+
+def _unused_by_generator(data: DataConfig) -> dict[str, str]:
+    if data.problem not in GENERATOR_OPTIONS:
+        known = ", ".join(GENERATOR_OPTIONS)
+        reason = f"data.problem is {data.problem}, and only {known} can be generated"
+        # `generate` False is what happens in any case; True is what cannot be.
+        return dict.fromkeys((*_GENERATOR, *(["generate"] if data.generate else [])), reason)
+    if not data.generate:
+        return dict.fromkeys(_GENERATOR, "data.generate is False")
+    used = {*GENERATOR_OPTIONS[data.problem], "generator_seed"}
+    reason = f"data.problem is {data.problem}"
+    return {name: reason for name in _GENERATOR if name not in used}
 
 
 def _unused_by_projection(opt: OptConfig) -> dict[str, str]:
