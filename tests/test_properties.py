@@ -50,6 +50,7 @@ matrix = recipes(
     tg.MatrixLowRank,
     rank=st.one_of(budgets, st.integers(1, 6)),
     side=st.sampled_from(["std", "reverse_std", "left", "right", "full"]),
+    row_axes=st.sampled_from([1, (-1,)]),
 )
 selections = st.sampled_from(["topk", "randk", "probability"])
 unstructured = recipes(tg.UnstructuredSparse, ratio=budgets, select=selections)
