@@ -424,3 +424,14 @@ def test_large_tensors_are_handled_by_pieces_with_the_same_result(dtype, monkeyp
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(by_pieces), strict=True):
             assert a.dtype == b.dtype
             assert distance(b, a) < 1e-5
+
+
+def test_axes_of_a_matrix_view(unchecked):
+    for wrong in (0, (), (0.5,), (True,), [1]):
+        with pytest.raises(ValueError, match="row_axes must be a positive integer or a tuple"):
+            tg.MatrixLowRank(0.5, row_axes=wrong)
+    leaf = jax.ShapeDtypeStruct((4, 3, 2), jnp.float32)
+    for wrong in ((0, -3), (3,), (-4,), (0, 1, 2)):
+        with pytest.raises(ValueError, match=r"row_axes=.* tensor of shape \(4, 3, 2\)"):
+            tg.MatrixLowRank(0.5, row_axes=wrong).init(leaf)
+    assert tg.MatrixLowRank(1, "left", row_axes=(-1, 0)).init(leaf).left.shape == (8, 1)

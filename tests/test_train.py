@@ -57,7 +57,7 @@ def final_state(folder):
 
 def metrics(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
 
 def assert_same_run(a, b):
@@ -77,9 +77,10 @@ def finished(data, tmp_path_factory):
 
 def test_a_run_writes_its_folder(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "prediction.png", "summary.json",
+        "checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "prediction.png",
+        "prediction_8.png", "summary.json",
     }  # fmt: skip
-    for picture in ("loss.png", "prediction.png"):
+    for picture in ("loss.png", "prediction.png", "prediction_8.png"):
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")
     rows = metrics(finished)
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 5), (2, 10), (3, 15)]
@@ -90,6 +91,10 @@ def test_a_run_writes_its_folder(finished):
     assert summary["test_l2"] == rows[-1]["tests"]["16"]["l2"]
     assert summary["test_h1"] == rows[-1]["tests"]["16"]["h1"]
     assert summary["tests"] == rows[-1]["tests"]
+    assert 0 < summary["data_seconds"] < summary["seconds"]
+    assert summary["waiting_fraction"] == pytest.approx(
+        summary["data_seconds"] / summary["seconds"], abs=1e-3
+    )
     assert summary["peak_bytes"] > summary["optimizer_state_bytes"]
     # Bytes: two float32 moments for each parameter and one counter each for Adam and schedule.
     n_params = summary["n_params"]
@@ -140,29 +145,43 @@ def test_half_precision(data, tmp_path):
     assert ours["peak"] > ours["parameters"] + n_bytes + ours["activations"] // 2
 
 
-@pytest.mark.parametrize("stop_at", [3, 5, 9])
+@pytest.mark.parametrize("stop_at", [2, 5, 8])
 def test_a_run_stopped_by_a_signal_continues_exactly(
     data, finished, tmp_path, monkeypatch, stop_at, capsys
 ):
-    """Stopped within an epoch, at its end, and between two refreshes: the same bits at the end."""
-    original, count = loop.batches, [0]
+    """Stopped within an epoch, at its end, and on a refresh: the same batches, the same bits."""
+    original, used, steps = loop.batches, {}, [0]
 
     def interrupted(source, batch_size, **options):
-        for batch in original(source, batch_size, **options):
-            if options.get("shuffle", True):
-                count[0] += 1
-                if count[0] == stop_at:
-                    os.kill(os.getpid(), signal.SIGTERM)
+        batches = original(source, batch_size, **options)
+        if not options.get("shuffle", True):
+            yield from batches
+            return
+        for i, batch in enumerate(batches, options["start"]):
+            if steps[0] == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+                yield batch  # is not used any more
+                return
+            used[options["epoch"], i] = batch
+            steps[0] += 1
             yield batch
 
     monkeypatch.setattr(loop, "batches", interrupted)
     assert train.main(arguments(data, tmp_path, name="whole")) == 130
-    assert "--opt.resume_from_dir" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"stopped after step {stop_at};" in error
+    assert "--opt.resume_from_dir" in error
     folder = tmp_path / "whole"
     assert not (folder / "summary.json").exists()
-    monkeypatch.setattr(loop, "batches", original)
+    stop_at = None
     assert train.main(["--opt.resume_from_dir", str(folder)]) == 0
     assert_same_run(folder, finished)
+    # Every batch once, each the one of its place in an epoch that is not interrupted.
+    assert list(used) == [(epoch, i) for epoch in range(3) for i in range(5)]
+    source = loop.load_data_sets(parse(arguments(data, tmp_path))).train
+    for epoch in range(3):
+        for i, batch in enumerate(original(source, 4, seed=0, epoch=epoch)):
+            np.testing.assert_array_equal(used[epoch, i]["x"], batch["x"])
 
 
 def test_a_killed_run_continues_exactly(data, finished, tmp_path):

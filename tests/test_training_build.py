@@ -1,9 +1,12 @@
 """The options become the projections and the gaps that they name."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.training.build import build_gap, build_projection
+from tensorgrad_jax.training.build import ForgottenEntries, build_gap, build_projection
 from tensorgrad_jax.training.config import parse
 
 
@@ -28,10 +31,81 @@ from tensorgrad_jax.training.config import parse
             "--opt.tensorgrad_sum_lambda_sparse 0.5",
             tg.Sum(tg.Tucker(0.25), tg.StructuredSparse(0.05, "topk"), (1.0, 0.5)),
         ),
+        ("--opt.proj_type low_rank --opt.scale 0.5", tg.Tucker(0.25, scale=0.5)),
+        (
+            "--opt.scale 3 --opt.tensorgrad_sum_lambda_sparse 0.5 --opt.scale_by_mask_ratio True",
+            tg.Residual(
+                tg.UnstructuredSparse(0.05, scale_by_mask_ratio=True), tg.Tucker(0.2), (1.5, 1.0)
+            ),
+        ),
+        (
+            "--opt.proj_type structured_sparse --opt.scale_by_mask_ratio True",
+            tg.StructuredSparse(0.05, "randk", scale_by_mask_ratio=True),
+        ),
+        (
+            "--opt.svd_type svd --opt.tucker_warm_restart False",
+            tg.Residual(
+                tg.UnstructuredSparse(0.05), tg.Tucker(0.2, method="svd", warm_restart=False)
+            ),
+        ),
+        (
+            "--opt.naive_galore True --opt.galore_2d_proj_type left --opt.first_dim_rollup 3",
+            tg.Residual(
+                tg.UnstructuredSparse(0.05), tg.MatrixLowRank(0.2, "left", row_axes=(-2, -1, 0))
+            ),
+        ),
+        (
+            "--opt.reset_sparse_optimizer_states True",
+            tg.Residual(ForgottenEntries(0.05), tg.Tucker(0.2)),
+        ),
     ],
 )
 def test_projections(flags, expected):
     assert build_projection(parse(flags.split()).opt) == expected
+
+
+@pytest.mark.parametrize(("separable", "rollup"), [(False, 1), (False, 2), (False, 3), (True, 2)])
+@pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right", "full"])
+def test_galore_projects_as_in_the_layout_of_the_reference(separable, rollup, side):
+    """Weights are (*modes, in, out) here and (in, out, *modes) there: the same is kept of both."""
+    flags = "--opt.proj_type low_rank --opt.rank 2 --opt.naive_galore True"
+    flags += f" --opt.first_dim_rollup {rollup} --opt.galore_2d_proj_type {side}"
+    ours = build_projection(parse(flags.split()).opt, separable)
+    assert isinstance(ours, tg.MatrixLowRank)
+    theirs = tg.MatrixLowRank(2, side, row_axes=rollup)
+    shape = (4, 3, 5) if separable else (4, 3, 5, 2)
+    r = np.random.default_rng(0)
+    g = jnp.asarray(r.normal(size=shape) + 1j * r.normal(size=shape), jnp.complex64)
+    order = (2, 0, 1) if separable else (2, 3, 0, 1)
+
+    def kept(projection, tensor):
+        basis = projection.refresh(jax.random.key(0), tensor, projection.init(tensor))
+        return projection.lift(projection.project(tensor, basis), basis)
+
+    expected = kept(theirs, g.transpose(order))
+    assert 0.1 < jnp.linalg.norm(expected) / jnp.linalg.norm(g) < 0.999
+    np.testing.assert_allclose(kept(ours, g).transpose(order), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_only_single_entries_are_forgotten(reset):
+    """With all entries kept nothing would be lost at a refresh; the option forgets them."""
+    flags = "--opt.proj_type low_rank --opt.rank 1.0 --opt.second_proj_type unstructured_sparse "
+    flags += f"--opt.second_sparse_ratio 1.0 --opt.reset_sparse_optimizer_states {reset}"
+    flags += " --opt.optimizer_type tensorgrad_sum"
+    projection = build_projection(parse(flags.split()).opt)
+    b1 = 0.5
+    optimizer = tg.in_subspace(tg.scale_by_adam(b1=b1), projection, update_proj_gap=1)
+    g = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(10, 11, 12)), jnp.float32)}
+    state = optimizer.init(g)
+    for _ in range(2):
+        _, state = optimizer.update(g, state)
+    low_rank, entries = state.inner.mu["w"]
+    size = jnp.linalg.norm(g["w"])
+    both_steps = 1 - b1**2
+    np.testing.assert_allclose(jnp.linalg.norm(low_rank) / size, both_steps, rtol=1e-4)
+    expected = 1 - b1 if reset else both_steps
+    np.testing.assert_allclose(entries, expected * g["w"].ravel(), rtol=1e-4)
 
 
 def test_gaps():

@@ -13,6 +13,7 @@ from tensorgrad_jax.training import figures
 from tensorgrad_jax.training.report import (
     MemoryRow,
     memory_table,
+    picture_names,
     plot_loss,
     plot_prediction,
     write_summary,
@@ -70,7 +71,11 @@ def test_plot_prediction(grid, channels, tmp_path, drawn):
     assert (tmp_path / "p.png").stat().st_size > 0
     figure = drawn[0]
     assert "0.5" in figure.get_suptitle()
-    if len(grid) > 1:
+    if len(grid) == 1:
+        curves = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+        np.testing.assert_allclose(curves["target"].get_ydata(), y[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(curves["prediction"].get_ydata(), 1.5 * y[:, 0], rtol=1e-6)
+    else:
         images = [axes.images[0] for axes in figure.axes if axes.images]
         assert len(images) == 4 * channels
         _, target, prediction, error = images[:4]
@@ -102,6 +107,14 @@ def test_figures_do_not_pile_up_in_pyplot(tmp_path):
     before = plt.get_fignums()
     plot_loss([epoch(1)], tmp_path / "loss.png")
     assert plt.get_fignums() == before
+
+
+def test_picture_names():
+    assert picture_names([64], 64) == ["prediction.png"]
+    assert picture_names([32, 16, 8], 16) == [
+        "prediction_32.png", "prediction.png", "prediction_8.png",
+    ]  # fmt: skip
+    assert picture_names([32, 64], 16) == ["prediction.png", "prediction_64.png"]
 
 
 def test_memory_table():

@@ -48,12 +48,12 @@ class MatrixLowRank(Projection):
         side: "left", "right", "full"; "std" has the basis on the shorter side of the matrix
             (right for a square one), "reverse_std" on the longer one.
         row_axes: the first `row_axes` axes of the tensor are the rows of the matrix, the others
-            the columns.
+            the columns; or a tuple of the axes that are the rows (from the end where negative).
         scale: factor of what is lifted.
 
     Raises:
         ValueError: at construction, if an argument is not one of these; when a tensor is given
-            that has not more than `row_axes` axes.
+            that has no such axes, or none but them.
 
     References:
         J. Zhao et al., GaLore, arXiv 2403.03507.
@@ -61,7 +61,7 @@ class MatrixLowRank(Projection):
 
     rank: int | float = 0.25
     side: Literal["std", "reverse_std", "left", "right", "full"] = "std"
-    row_axes: int = 1
+    row_axes: int | tuple[int, ...] = 1
     scale: float = 1.0
 
     def __post_init__(self):
@@ -73,20 +73,36 @@ class MatrixLowRank(Projection):
             )
         if self.side not in _SIDES:
             raise ValueError(f"MatrixLowRank: side must be one of {_SIDES}, got {self.side!r}")
-        if not isinstance(self.row_axes, int) or self.row_axes < 1:
+        axes = self.row_axes
+        valid = axes >= 1 if isinstance(axes, int) else isinstance(axes, tuple) and len(axes) > 0
+        if not valid or (isinstance(axes, tuple) and not all(type(a) is int for a in axes)):
             raise ValueError(
-                f"MatrixLowRank: row_axes must be a positive integer, got {self.row_axes!r}"
+                "MatrixLowRank: row_axes must be a positive integer or a tuple of axes, got "
+                f"{axes!r}"
             )
         check_scale("MatrixLowRank", self.scale)
 
+    def _order(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """Return the axes, those of the rows first, and the number of the latter."""
+        ndim, axes = len(shape), self.row_axes
+        given = tuple(range(axes)) if isinstance(axes, int) else axes
+        rows = tuple(a + ndim if a < 0 else a for a in given)
+        if not set(rows) < set(range(ndim)) or len(set(rows)) < len(rows):
+            raise ValueError(
+                f"MatrixLowRank: row_axes={axes} leaves no columns of a tensor of shape "
+                f"{tuple(shape)}, or does not name distinct axes of it"
+            )
+        return rows + tuple(a for a in range(ndim) if a not in rows), len(rows)
+
+    def _matrix(self, tensor: Inexact[Array, ...]) -> Inexact[Array, "m n"]:
+        m, n, _, _ = self._plan(tensor.shape)
+        return tensor.transpose(self._order(tensor.shape)[0]).reshape(m, n)
+
     def _plan(self, shape: tuple[int, ...]) -> tuple[int, int, int | None, int | None]:
         """Return rows, columns, and the rank on the left and on the right (None: no basis)."""
-        if len(shape) <= self.row_axes:
-            raise ValueError(
-                f"MatrixLowRank: row_axes={self.row_axes} leaves no columns of a tensor of shape "
-                f"{tuple(shape)}"
-            )
-        m, n = math.prod(shape[: self.row_axes]), math.prod(shape[self.row_axes :])
+        order, n_rows = self._order(shape)
+        m = math.prod(shape[a] for a in order[:n_rows])
+        n = math.prod(shape[a] for a in order[n_rows:])
         side = self.side
         if side in ("std", "reverse_std"):
             side = "right" if (m >= n) == (side == "std") else "left"
@@ -117,8 +133,8 @@ class MatrixLowRank(Projection):
     ) -> MatrixBasis:
         """Return leading singular vectors of the matrix."""
         del key
-        m, n, left, right = self._plan(tensor.shape)
-        x = scaled_to_one(tensor).reshape(m, n)
+        _, _, left, right = self._plan(tensor.shape)
+        x = self._matrix(scaled_to_one(tensor))
         return MatrixBasis(
             None if left is None else _leading(x, left),
             None if right is None else _leading(x.conj().T, right),
@@ -127,14 +143,15 @@ class MatrixLowRank(Projection):
 
     def project(self, tensor: Inexact[Array, ...], basis: MatrixBasis) -> Inexact[Array, "r c"]:
         """Multiply by U^H from the left, by V from the right."""
-        m, n, _, _ = self._plan(tensor.shape)
         left = None if basis.left is None else basis.left.conj().T
-        return _product(left, tensor.reshape(m, n), basis.right)
+        return _product(left, self._matrix(tensor), basis.right)
 
     def lift(self, compact: Inexact[Array, "r c"], basis: MatrixBasis) -> Inexact[Array, ...]:
         """Multiply by U from the left, by V^H from the right."""
         right = None if basis.right is None else basis.right.conj().T
-        lifted = _product(basis.left, compact, right).reshape(basis.shape)
+        order, _ = self._order(basis.shape)
+        lifted = _product(basis.left, compact, right).reshape([basis.shape[a] for a in order])
+        lifted = lifted.transpose([order.index(a) for a in range(len(order))])
         return lifted if self.scale == 1.0 else self.scale * lifted
 
     def transport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,7 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
     """Return the optimizer that the `opt` options describe."""
     opt = config.opt
     schedule = learning_rate_schedule(opt, steps_per_epoch)
-    projection = build_projection(opt)
+    projection = build_projection(opt, config.fno.separable)
     mu_dtype = None if opt.enforce_full_complex_precision else jnp.bfloat16
     if projection is None:
         # optax.adamw, but with a float32 second moment for bfloat16 weights too: in bfloat16 its
@@ -91,27 +92,64 @@ def build_gap(opt: OptConfig, total_steps: int) -> Any:
     return schedule(opt.update_proj_gap, opt.update_proj_gap_end, total_steps)
 
 
-def build_projection(opt: OptConfig) -> tg.Projection | None:
-    """Return the projection that the options ask for, None for plain AdamW."""
+def build_projection(opt: OptConfig, separable: bool = False) -> tg.Projection | None:
+    """Return the projection that the options ask for, None for plain AdamW.
+
+    Args:
+        opt: the options.
+        separable: whether spectral weights have one axis of channels instead of two.
+    """
     plan = resolve_projection_plan(opt)
     if plan.kind == "none":
         return None
-    parts = [_build_part(part, opt) for part in plan.parts]
+    parts = [_build_part(part, opt, separable) for part in plan.parts]
+    weights = [part.weight for part in plan.parts]
     if plan.kind == "single":
-        return parts[0]
+        # Every projection has a scale; not every one is told from its default by type checkers.
+        return dataclasses.replace(parts[0], scale=weights[0])  # pyright: ignore
     pair = {"residual": tg.Residual, "sum": tg.Sum}[plan.kind]
-    return pair(*parts, weights=tuple(part.weight for part in plan.parts))
+    return pair(*parts, weights=tuple(weights))
 
 
-def _build_part(part: ProjectionPart, opt: OptConfig) -> tg.Projection:
+def _build_part(part: ProjectionPart, opt: OptConfig, separable: bool) -> tg.Projection:
+    if part.kind == "low_rank" and opt.naive_galore:
+        assert isinstance(part.rank, int | float)
+        rows = _galore_rows(opt.first_dim_rollup, separable)
+        return tg.MatrixLowRank(part.rank, opt.galore_2d_proj_type, rows)
     if part.kind == "low_rank":
         assert part.rank is not None
-        return tg.Tucker(part.rank, n_iter=opt.n_iter_max_tucker, method=opt.svd_type)
+        return tg.Tucker(
+            part.rank, opt.n_iter_max_tucker, opt.svd_type, warm_restart=opt.tucker_warm_restart
+        )
     assert part.sparse_ratio is not None
     assert part.sparse_type is not None
+    options = (part.sparse_ratio, part.sparse_type, part.scale_by_mask_ratio)
     if part.kind == "structured_sparse":
-        return tg.StructuredSparse(part.sparse_ratio, part.sparse_type)
-    return tg.UnstructuredSparse(part.sparse_ratio, part.sparse_type)
+        return tg.StructuredSparse(*options)
+    reset = opt.reset_sparse_optimizer_states
+    return (ForgottenEntries if reset else tg.UnstructuredSparse)(*options)
+
+
+def _galore_rows(rollup: int, separable: bool) -> tuple[int, ...]:
+    """Return the axes of our weights, (*modes, in, out), that are the first of (in, out, *modes).
+
+    The order within rows and columns differs, which no low-rank projection notices.
+    """
+    channels = (-1,) if separable else (-2, -1)
+    return (*channels, *range(rollup))[:rollup]
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgottenEntries(tg.UnstructuredSparse):
+    """Single entries whose moments start anew at every refresh, also those of entries that stay."""
+
+    def transport(self, compact: Any, old: Any, new: Any) -> Any:
+        """Return zeros."""
+        return jnp.zeros_like(compact)
+
+    def transport_squares(self, compact: Any, old: Any, new: Any) -> Any:
+        """Return zeros."""
+        return jnp.zeros_like(compact)
 
 
 LOSSES: dict[str, Callable[..., jax.Array]] = {

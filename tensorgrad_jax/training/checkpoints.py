@@ -24,12 +24,14 @@ class Position:
         batch: batches done in the epoch under way.
         step: optimizer steps done.
         seconds: training time so far, earlier processes included.
+        data_seconds: how much of it the host waited for batches.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
 
 
 class Checkpoints:

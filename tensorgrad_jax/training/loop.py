@@ -4,13 +4,18 @@ Between two steps nothing is read back from the device: batches are dispatched, 
 there, and the host looks at it once per epoch. The state of a run is its parameters, its optimizer
 state and its position in the data, and batches depend on seed, epoch and index alone: a run that
 was stopped anywhere continues as if it had not been.
+
+The time the host waits for a batch that is not ready is counted as `data_seconds`. Steps run while
+the host waits: the device stands idle for want of data at most that long.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +86,7 @@ class Training:
         state: parameters and optimizer state.
         position: where in the data the run stands.
         rows: one dictionary of metrics per completed epoch.
+        waited: seconds this process has waited for batches that were not added to `position` yet.
     """
 
     def __init__(self, config: Config, data: DataSets):
@@ -97,6 +103,7 @@ class Training:
         )
         self.position = Position()
         self.rows: list[dict[str, Any]] = []
+        self.waited = 0.0
         loss = LOSSES[config.opt.training_loss]
         rounding_seed = config.seed if config.opt.stochastic_rounding else None
         self._step = make_train_step(self.graphdef, optimizer, loss, data.encoding, rounding_seed)
@@ -159,14 +166,14 @@ class Training:
         )
         done = position.batch
         with bar:
-            for batch in source:
+            for batch in self._waiting(source):
                 if done == self.batches_per_epoch or interrupts.received:
                     break
                 self.state = self._compiled(self.state, batch)
                 done += 1
                 bar.update()
         steps = position.step + done - position.batch
-        self.position = Position(position.epoch, done, steps, position.seconds)
+        self.position = dataclasses.replace(position, batch=done, step=steps)
         return done == self.batches_per_epoch
 
     def _finish_epoch(self, folder: Path, started: float) -> None:
@@ -174,16 +181,14 @@ class Training:
         tests = {str(test.resolution): self._test(test) for test in self.data.tests}
         last_step = self.position.step - 1
         self.state = self.state._replace(loss_sum=jnp.zeros(()))
-        self.position = Position(
-            self.position.epoch + 1, 0, self.position.step, self.position.seconds
-        )
+        self.position = dataclasses.replace(self.position, epoch=self.position.epoch + 1, batch=0)
         self._add_seconds(started)
         row = {
             "epoch": self.position.epoch,
             "step": self.position.step,
             "train_loss": train_loss,
             "learning_rate": float(np.asarray(self.schedule(last_step))),
-            "seconds": round(self.position.seconds, 3),
+            **self._seconds(),
             "tests": tests,
         }
         self.rows.append(row)
@@ -192,12 +197,32 @@ class Training:
 
     def _add_seconds(self, started: float) -> None:
         p = self.position
-        self.position = Position(p.epoch, p.batch, p.step, p.seconds + time.monotonic() - started)
+        self.position = dataclasses.replace(
+            p,
+            seconds=p.seconds + time.monotonic() - started,
+            data_seconds=p.data_seconds + self.waited,
+        )
+        self.waited = 0.0
+
+    def _seconds(self) -> dict[str, float]:
+        p = self.position
+        return {"seconds": round(p.seconds, 3), "data_seconds": round(p.data_seconds, 3)}
+
+    def _waiting(self, source: Iterable[Any]) -> Iterator[Any]:
+        """Hand batches on and count the time until each one exists."""
+        iterator = iter(source)
+        while True:
+            started = time.monotonic()
+            batch = next(iterator, None)
+            self.waited += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
 
     def _test(self, test: TestSet) -> dict[str, float]:
         """Return the mean relative errors over a test set."""
         errors: dict[str, list[np.ndarray]] = {name: [] for name in LOSSES}
-        for batch in batches(test.source, test.batch_size, seed=0, shuffle=False):
+        for batch in self._waiting(batches(test.source, test.batch_size, seed=0, shuffle=False)):
             for name, values in self._errors(self.state.params, batch).items():
                 errors[name].append(np.asarray(values))
         n = len(test.source)  # what fills up the last batch does not count
@@ -206,13 +231,7 @@ class Training:
     def report(self, folder: Path) -> None:
         """Write the pictures and the summary, and print the table of bytes."""
         report.plot_loss(self.rows, folder / "loss.png")
-        sample = self.data.tests[0].source[0]
-        prediction = jax.jit(
-            lambda params, x: predict(self.graphdef, params, x, self.data.encoding)
-        )(self.state.params, sample["x"][None])[0]
-        report.plot_prediction(
-            sample["x"], sample["y"], np.asarray(prediction), folder / "prediction.png"
-        )
+        pictures = self._plot_predictions(folder)
         params = self.state.params
         ours = tg.state_bytes(self.state.opt_state)
         # float32 moments, whatever the precision of the parameters.
@@ -224,7 +243,8 @@ class Training:
             {
                 "n_params": sum(x.size for x in jax.tree.leaves(params)),
                 "steps": self.position.step,
-                "seconds": round(self.position.seconds, 3),
+                **self._seconds(),
+                "waiting_fraction": _share(self.position),
                 "train_loss": last["train_loss"],
                 "test_l2": at_training.get("l2"),
                 "test_h1": at_training.get("h1"),
@@ -241,7 +261,19 @@ class Training:
         names = ["this run", "optax.adamw"]
         print("\nOptimizer state, bytes")
         print(report.memory_table([row(n, c) for n, c in zip(names, (ours, adamw), strict=True)]))
-        print(f"\nWritten to {folder}: summary.json, metrics.jsonl, loss.png, prediction.png")
+        written = ["summary.json", "metrics.jsonl", "loss.png", *pictures]
+        print(f"\nWritten to {folder}: {', '.join(written)}")
+
+    def _plot_predictions(self, folder: Path) -> list[str]:
+        """Draw the first sample of every test set; return the names of the files."""
+        predicted = jax.jit(lambda params, x: predict(self.graphdef, params, x, self.data.encoding))
+        trained, tests = self.config.data.train_resolution, self.data.tests
+        names = report.picture_names([test.resolution for test in tests], trained)
+        for test, name in zip(tests, names, strict=True):
+            sample = test.source[0]
+            prediction = np.asarray(predicted(self.state.params, sample["x"][None])[0])
+            report.plot_prediction(sample["x"], sample["y"], prediction, folder / name)
+        return names
 
     def _peak_bytes(self) -> int | None:
         """Return the allocator's peak, or where there is none the compiled step's own count."""
@@ -262,3 +294,8 @@ def _epoch_line(row: dict[str, Any], config: Config) -> str:
         f"train {config.opt.training_loss.upper()} {row['train_loss']:.4f}  {tests}  "
         f"rate {row['learning_rate']:.1e}  {row['seconds']:.0f} s"
     )
+
+
+def _share(position: Position) -> float:
+    """Return the share of the time so far that was spent waiting for batches."""
+    return round(position.data_seconds / position.seconds, 4) if position.seconds else 0.0

@@ -186,6 +186,10 @@ class OptConfig:
     rank: Annotated[Rank, RANK, "Tucker rank of the first projection, or its budget"] = 0.25
     sparse_ratio: Annotated[float, FRACTION, "entries kept by the first projection"] = 0.05
     sparse_type: Annotated[SparseType, "how the first projection selects entries"] = "randk"
+    scale: Annotated[float, POSITIVE, "factor of the first projection's update"] = 1.0
+    scale_by_mask_ratio: Annotated[
+        bool, "first projection, if sparse: another factor, sqrt(entries / kept entries)"
+    ] = False
     second_proj_type: Annotated[
         ProjectionKind | None, "the second projection; null: low_rank if proj_type is null too"
     ] = None
@@ -206,10 +210,26 @@ class OptConfig:
     svd_type: Annotated[Literal["gram", "svd", "randomized"], "how Tucker factors are computed"] = (
         "gram"
     )
+    tucker_warm_restart: Annotated[
+        bool, "svd and randomized start from the factors of the refresh before"
+    ] = True
+    naive_galore: Annotated[bool, "low_rank is GaLore's: of a matrix view, not of the tensor"] = (
+        False
+    )
+    galore_2d_proj_type: Annotated[
+        Literal["std", "reverse_std", "left", "right", "full"],
+        "naive_galore: the side of the basis; std is the shorter one",
+    ] = "std"
+    first_dim_rollup: Annotated[
+        int, COUNT, "naive_galore: leading axes of (in, out, *modes) that are the matrix's rows"
+    ] = 1
     on_refresh: Annotated[
         Literal["transport", "keep", "reset"],
         "moments at a refresh: carried to the new basis, left as numbers, or zeroed",
     ] = "transport"
+    reset_sparse_optimizer_states: Annotated[
+        bool, "moments of single entries are zeroed at a refresh, others are carried"
+    ] = False
     learning_rate: Annotated[float, POSITIVE, "step size"] = 1e-2
     weight_decay: Annotated[float, NON_NEGATIVE, "decoupled weight decay"] = 1e-4
     b1: Annotated[float, DECAY_RATE, "decay of the first moment"] = 0.9
@@ -276,6 +296,11 @@ class Config:
                 f"{resolution}: no sample would reach the modes beyond"
             )
         axes = len(n_modes) + (1 if self.fno.separable else 2)
+        if self.opt.naive_galore and self.opt.first_dim_rollup >= axes:
+            raise ConfigError(
+                f"opt.first_dim_rollup: got {self.opt.first_dim_rollup}, expected at most "
+                f"{axes - 1}: a spectral weight has {axes} axes, and columns are needed too"
+            )
         for name in ("rank", "second_rank"):
             rank = getattr(self.opt, name)
             if isinstance(rank, tuple) and len(rank) != axes:

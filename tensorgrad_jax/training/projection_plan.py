@@ -11,7 +11,9 @@
    otherwise (the second sees what the first left over).
 
 The first projection takes `opt.rank`, `opt.sparse_ratio` and `opt.sparse_type`; the second takes
-`opt.second_rank`, `opt.second_sparse_ratio` and `opt.second_sparse_type`.
+`opt.second_rank`, `opt.second_sparse_ratio` and `opt.second_sparse_type`. `opt.scale` and
+`opt.scale_by_mask_ratio` belong to the first alone. With `opt.naive_galore` low rank means that of
+a matrix view, which has one rank.
 
 | options                                                      | projection                |
 |--------------------------------------------------------------|---------------------------|
@@ -28,7 +30,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from tensorgrad_jax.training.allowed import ConfigError
+from tensorgrad_jax.training.allowed import ConfigError, show
 from tensorgrad_jax.training.options import OptConfig, ProjectionKind, Rank, SparseType
 
 PART_OPTIONS = {
@@ -48,6 +50,7 @@ class ProjectionPart:
         rank: low_rank: a budget (float), a rank (int), or a tuple of one of the two.
         sparse_ratio: sparse kinds: kept entries / entries of the tensor.
         sparse_type: sparse kinds: how entries or slices are selected.
+        scale_by_mask_ratio: whether what is lifted gets the factor sqrt(entries / kept entries).
         weight: factor of this part's lifted update.
     """
 
@@ -55,6 +58,7 @@ class ProjectionPart:
     rank: Rank | None = None
     sparse_ratio: float | None = None
     sparse_type: SparseType | None = None
+    scale_by_mask_ratio: bool = False
     weight: float = 1.0
 
 
@@ -77,7 +81,7 @@ def resolve_projection_plan(opt: OptConfig) -> ProjectionPlan:
     In a composite, `opt.tensorgrad_sum_lambda_sparse` weighs the update of every sparse part.
 
     Raises:
-        ConfigError: tensorgrad_sum with a single projection.
+        ConfigError: tensorgrad_sum with a single projection; a list of ranks for a matrix.
     """
     composite_type = opt.optimizer_type != "adamw"
     compressed = composite_type if opt.tensorgrad is None else opt.tensorgrad
@@ -92,18 +96,29 @@ def resolve_projection_plan(opt: OptConfig) -> ProjectionPlan:
                 "opt.second_proj_type: got null with opt.optimizer_type tensorgrad_sum and a given "
                 "opt.proj_type, expected a second projection: a sum has two parts"
             )
-        return ProjectionPlan("single", (_part(opt, first or "low_rank", ""),))
+        part = _part(opt, first or "low_rank", "")
+        return ProjectionPlan("single", (dataclasses.replace(part, weight=opt.scale),))
     kind = "sum" if opt.optimizer_type == "tensorgrad_sum" else "residual"
     parts = _part(opt, first or "unstructured_sparse", ""), _part(opt, second, "second_")
+    factors = (opt.scale, 1.0)
+    sparse = [
+        1.0 if part.kind == "low_rank" else opt.tensorgrad_sum_lambda_sparse for part in parts
+    ]
     weighted = (
-        dataclasses.replace(part, weight=opt.tensorgrad_sum_lambda_sparse)
-        if part.kind != "low_rank"
-        else part
-        for part in parts
+        dataclasses.replace(part, weight=factor * of_sparse)
+        for part, factor, of_sparse in zip(parts, factors, sparse, strict=True)
     )
     return ProjectionPlan(kind, tuple(weighted))
 
 
 def _part(opt: OptConfig, kind: ProjectionKind, prefix: str) -> ProjectionPart:
     values = {name: getattr(opt, prefix + name) for name in PART_OPTIONS[kind]}
+    rank = values.get("rank")
+    if opt.naive_galore and isinstance(rank, tuple):
+        raise ConfigError(
+            f"opt.{prefix}rank: got {show(rank)}, expected a number in (0, 1] or an integer >= 1 "
+            "with opt.naive_galore: a matrix has one rank"
+        )
+    if not prefix and kind != "low_rank":
+        values["scale_by_mask_ratio"] = opt.scale_by_mask_ratio
     return ProjectionPart(kind, **values)

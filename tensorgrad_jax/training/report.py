@@ -12,7 +12,24 @@ from typing import Any, NamedTuple
 
 from tensorgrad_jax.training.figures import plot_loss, plot_prediction
 
-__all__ = ["MemoryRow", "memory_table", "plot_loss", "plot_prediction", "write_summary"]
+__all__ = [
+    "MemoryRow",
+    "memory_table",
+    "picture_names",
+    "plot_loss",
+    "plot_prediction",
+    "write_summary",
+]
+
+
+def picture_names(resolutions: Sequence[int], trained: int) -> list[str]:
+    """The files of the predictions, one per test set.
+
+    prediction.png is at the training resolution, or the first one where that is not tested; the
+    others carry their resolution in the name.
+    """
+    main = trained if trained in resolutions else resolutions[0]
+    return ["prediction.png" if r == main else f"prediction_{r}.png" for r in resolutions]
 
 
 class MemoryRow(NamedTuple):

@@ -8,7 +8,9 @@ from tensorgrad_jax.training.projection_plan import PART_OPTIONS, resolve_projec
 _FIRST = tuple(name for names in PART_OPTIONS.values() for name in names)
 _SECOND = tuple("second_" + name for name in _FIRST)
 _TYPES = ("proj_type", "second_proj_type")
-_TUCKER = ("n_iter_max_tucker", "svd_type")
+_TUCKER = ("n_iter_max_tucker", "svd_type", "tucker_warm_restart")
+_GALORE = ("galore_2d_proj_type", "first_dim_rollup")
+_MASK, _RESET = "scale_by_mask_ratio", "reset_sparse_optimizer_states"
 _REFRESH = (
     "update_proj_gap",
     "update_proj_gap_mode",
@@ -60,19 +62,31 @@ def _unused_by_projection(opt: OptConfig) -> dict[str, str]:
     plan = resolve_projection_plan(opt)
     if plan.kind == "none":
         reason = "opt.optimizer_type adamw compresses nothing without opt.tensorgrad True"
-        return dict.fromkeys((*_TYPES, *_FIRST, *_SECOND, *_TUCKER, *_REFRESH, _LAMBDA), reason)
+        names = (*_TYPES, *_FIRST, *_SECOND, *_TUCKER, *_REFRESH, *_GALORE)
+        return dict.fromkeys((*names, "scale", _MASK, "naive_galore", _RESET, _LAMBDA), reason)
     kinds = [part.kind for part in plan.parts]
     used = set()
     for prefix, kind in zip(("", "second_"), kinds, strict=False):
         used.update(prefix + name for name in PART_OPTIONS[kind])
     if "low_rank" in kinds:
-        used.update(_TUCKER)
+        used.update(("naive_galore", *(_GALORE if opt.naive_galore else _TUCKER)))
+    if kinds[0] != "low_rank":
+        used.add(_MASK)
+    if "unstructured_sparse" in kinds:
+        used.add(_RESET)
     if len(kinds) == 2 and any(kind != "low_rank" for kind in kinds):
         used.add(_LAMBDA)
     reasons = {}
-    for name in (*_FIRST, *_SECOND, *_TUCKER, _LAMBDA):
+    for name in (*_FIRST, *_SECOND, *_TUCKER, *_GALORE, _MASK, "naive_galore", _RESET, _LAMBDA):
         if name not in used:
             other = name.removeprefix("second_") if name in _SECOND else "second_" + name
             hint = f"; did you mean opt.{other}, or another opt.proj_type?" if other in used else ""
             reasons[name] = f"the projection is {' + '.join(kinds)}{hint}"
+    if "low_rank" in kinds:
+        names = _TUCKER if opt.naive_galore else _GALORE
+        reasons |= dict.fromkeys(names, f"opt.naive_galore is {opt.naive_galore}")
+    if "tucker_warm_restart" not in reasons and opt.svd_type == "gram":
+        reasons["tucker_warm_restart"] = "opt.svd_type is gram, which needs no start"
+    if _RESET not in reasons and opt.on_refresh != "transport":
+        reasons[_RESET] = f"opt.on_refresh is {opt.on_refresh}, which holds for all moments"
     return reasons
