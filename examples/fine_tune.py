@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from tensorgrad_jax.models import FNO, from_neuralop, tensor_specs, to_neuralop
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.models import FNO, from_neuralop, tensor_specs, to_neuralop
 
 
 def moved(shift):

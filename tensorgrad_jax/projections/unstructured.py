@@ -228,5 +228,9 @@ def _without(tensor, indices):
     They are marked in one byte per entry, more of which stay in a cache than of the tensor itself.
     """
     marks = jnp.zeros(tensor.size, jnp.int8).at[indices].set(jnp.int8(1), **_SELECTED)
-    kept = (marks != 0).reshape(tensor.shape)
-    return jax.tree.map(lambda x: jnp.where(kept, jnp.zeros((), x.dtype), x), tensor)
+
+    def cleared(x):
+        rows = x.reshape(-1, marks.size)
+        return jnp.where(marks != 0, jnp.zeros((), x.dtype), rows).reshape(x.shape)
+
+    return jax.tree.map(cleared, tensor)

@@ -1,4 +1,4 @@
-"""Complex moments in precisions that have no complex numbers, as pairs along a new axis 0."""
+"""Complex moments: in precisions that have no complex numbers, and scaled by real ones."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def unpacked(stored: Array, like: Any) -> Array:
     if is_complex and not jnp.iscomplexobj(stored) and stored.shape == (2, *like.shape):
         return jax.lax.complex(stored[0], stored[1])
     return stored
+
+
+def times_real(z: Array, factor: Any) -> Array:
+    """Return z times a real number or array; `z * factor` would make that complex first."""
+    if not jnp.iscomplexobj(z):
+        return z * factor
+    return jax.lax.complex(z.real * factor, z.imag * factor)
 
 
 def packed_like(moment: Array, stored: Array) -> Array:

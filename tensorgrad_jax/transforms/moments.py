@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
-from tensorgrad_jax.transforms.complex_pairs import packed_like, unpacked
+from tensorgrad_jax.transforms.complex_pairs import packed_like, times_real, unpacked
 
 
 class ScaleByAdamState(NamedTuple):
@@ -105,7 +105,8 @@ def scale_by_adam(
 
         def first(g, m):
             wide = jnp.promote_types(g.dtype, jnp.float32)
-            return b1 * unpacked(m, g).astype(wide) + (1 - b1) * g.astype(wide)
+            old = unpacked(m, g).astype(wide)
+            return times_real(old, b1) + times_real(g.astype(wide), 1 - b1)
 
         def second(g, v):
             squared = _abs_squared(g)
@@ -113,9 +114,11 @@ def scale_by_adam(
 
         mu = jax.tree.map(first, updates, state.mu)
         nu = jax.tree.map(second, updates, state.nu)
-        scaled = jax.tree.map(
-            lambda m, v: (m / correct_first) / (jnp.sqrt(v / correct_second) + eps), mu, nu
-        )
+
+        def scale(m, v):
+            return times_real(m, 1 / (correct_first * (jnp.sqrt(v / correct_second) + eps)))
+
+        scaled = jax.tree.map(scale, mu, nu)
         store = lambda new, old: jax.tree.map(packed_like, new, old)
         return scaled, ScaleByAdamState(count, store(mu, state.mu), store(nu, state.nu))
 
