@@ -1,5 +1,6 @@
 """What the models promise: resolution independence, odd grids, specs, checkpointing, errors."""
 
+import math
 import sys
 from functools import partial
 
@@ -162,6 +163,14 @@ def test_gelu_and_its_derivatives():
 
     expected = jax.vmap(jax.grad(exact))(x)
     assert jnp.allclose(jax.vmap(jax.grad(gelu))(x), expected, atol=1e-6)
+    # Its slope is a fitted function: against the true one in double precision, and far outside.
+    many = np.linspace(-9.0, 9.0, 20001)
+    normal = [0.5 * (1 + math.erf(z / math.sqrt(2))) for z in many]
+    slope = normal + many * np.exp(-(many**2) / 2) / math.sqrt(2 * math.pi)
+    found = jax.vmap(jax.grad(gelu))(jnp.asarray(many, jnp.float32))
+    assert np.max(np.abs(found - slope)) < 5e-7
+    ends = jax.vmap(jax.grad(gelu))(jnp.array([-1e30, 1e30]))
+    assert jnp.allclose(ends, jnp.array([0.0, 1.0]), atol=5e-7)
     tangent = jax.jvp(jax.jit(gelu), (x,), (jnp.ones_like(x),))[1]
     assert jnp.allclose(tangent, expected, atol=1e-6)
 

@@ -435,3 +435,32 @@ def test_axes_of_a_matrix_view(unchecked):
         with pytest.raises(ValueError, match=r"row_axes=.* tensor of shape \(4, 3, 2\)"):
             tg.MatrixLowRank(0.5, row_axes=wrong).init(leaf)
     assert tg.MatrixLowRank(1, "left", row_axes=(-1, 0)).init(leaf).left.shape == (8, 1)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("method", ["refresh", "project"])
+def test_temporaries_stay_below_one_and_a_half_tensors(method, channels_last):
+    """Of the memory that the compiled program needs beside its input, refresh and projection."""
+    shape = (32, 17, 64, 64) if channels_last else (64, 64, 32, 17)
+    projection = tg.Tucker(0.20)
+    pair = Pair(jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+    basis = jax.eval_shape(lambda: projection.init(jax.ShapeDtypeStruct(shape, jnp.complex64)))
+    run = {
+        "refresh": lambda pair, basis: projection.refresh(jax.random.key(0), pair, basis),
+        "project": projection.project,
+    }[method]
+    compiled = jax.jit(run).lower(pair, basis).compile()
+    n_bytes = 8 * math.prod(shape)
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * n_bytes
+
+
+def test_the_sparse_part_is_split_off_as_it_is_projected():
+    """`split` is `project` and `complement`, whatever the factors of the lift."""
+    x = random(0, (6, 5, 4), jnp.complex64)
+    for options in ({}, {"scale": 0.5}, {"select": "topk"}, {"scale_by_mask_ratio": True}):
+        projection = tg.UnstructuredSparse(0.2, **options)
+        basis = refreshed(projection, x)
+        compact, rest = projection.split(x, basis)
+        expected = projection.project(x, basis)
+        assert jnp.array_equal(compact, expected)
+        assert jnp.array_equal(rest, projection.complement(x, expected, basis))
