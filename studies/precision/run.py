@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from grid import read, run_grid  # noqa: E402
+from grid import best_runs, compare, error  # noqa: E402
 
 HALF = ["--fno.fno_block_precision", "mixed", "--fno.fno_block_weights_precision", "half"]
 SETTINGS = {
@@ -40,24 +40,6 @@ def tasks(darcy: str) -> dict[str, list[str]]:
     return {"navier-stokes": [], "darcy": darcy_flags}
 
 
-def error(row: dict) -> float:
-    """Return the test L2 at the training resolution, which is the coarsest."""
-    return row["tests"][min(row["tests"], key=int)]["l2"]
-
-
-def best_rate(rows: list[dict], task: str, setting: str) -> float:
-    """Return the learning rate with the lowest test error on seed 0."""
-    own = [r for r in rows if r["task"] == task and r["setting"] == setting and r["seed"] == 0]
-    return min(own, key=error)["rate"]
-
-
-def one(task: str, flags: list[str], setting: str, rate: float, seed: int):
-    """Return labels and flags of one run."""
-    labels = {"task": task, "setting": setting, "rate": rate, "seed": seed}
-    own = ["--opt.learning_rate", str(rate), "--seed", str(seed)]
-    return labels, [*flags, *SETTINGS[setting], *own]
-
-
 def report(rows: list[dict], folder: Path) -> None:
     """Write the table and the picture."""
     names = sorted({r["task"] for r in rows}, reverse=True)
@@ -67,9 +49,8 @@ def report(rows: list[dict], folder: Path) -> None:
     for axis, task in zip(axes[0], names, strict=True):
         means = {}
         for place, setting in enumerate(SETTINGS):
-            rate = best_rate(rows, task, setting)
-            own = [r for r in rows if (r["task"], r["setting"], r["rate"]) == (task, setting, rate)]
-            errors = [error(r) for r in sorted(own, key=lambda r: r["seed"])]
+            own = best_runs(rows, task, setting)
+            rate, errors = own[0]["rate"], [error(r) for r in own]
             means[setting] = sum(errors) / len(errors)
             ratio = means[setting] / means["full"]
             shown = " ".join(f"{e:.4f}" for e in errors)
@@ -94,22 +75,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
     arguments = parser.parse_args()
     results = arguments.out / "results.jsonl"
-    flags = tasks(arguments.darcy)
-    run_grid(
-        [one(t, f, s, rate, 0) for t, f in flags.items() for s in SETTINGS for rate in RATES],
-        results,
-    )
-    rows = read(results)
-    run_grid(
-        [
-            one(t, f, s, best_rate(rows, t, s), seed)
-            for t, f in flags.items()
-            for s in SETTINGS
-            for seed in SEEDS[1:]
-        ],
-        results,
-    )
-    report(read(results), arguments.out)
+    rows = compare(tasks(arguments.darcy), SETTINGS, RATES, SEEDS, results)
+    report(rows, arguments.out)
 
 
 if __name__ == "__main__":
