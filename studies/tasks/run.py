@@ -2,8 +2,9 @@
 
     python studies/tasks/run.py --darcy datasets/darcy --burgers datasets/burgers
 
-Every optimizer gets the best of the same learning rates on seed 0, then seeds 1 and 2 follow. Missing
-files are generated. Results: results.jsonl, one line per run (a second call continues), table.md.
+Every optimizer gets the best of the same learning rates on seed 0, then seeds 1 and 2 follow.
+Missing files are generated. Results: results.jsonl, one line per run (a second call continues), and
+table.md.
 """
 
 from __future__ import annotations
