@@ -26,4 +26,5 @@ from tensorgrad_jax.transforms import in_subspace as in_subspace
 from tensorgrad_jax.transforms import linear_gap as linear_gap
 from tensorgrad_jax.transforms import reference_adamw as reference_adamw
 from tensorgrad_jax.transforms import scale_by_adam as scale_by_adam
+from tensorgrad_jax.transforms import scale_by_factored_rms as scale_by_factored_rms
 from tensorgrad_jax.transforms import state_bytes as state_bytes

@@ -45,10 +45,13 @@ class TensorSpec:
             tensor lie. None for a leaf that is taken as it is.
         batch_axes: axes that only stack independent tensors (stacked layers, experts); each
             slice gets a basis of its own.
+        groups: groups of axes over which `scale_by_factored_rms` factors the second moment; each
+            axis but those above in one of them. None: two groups, chosen by size.
     """
 
     complex_axis: int | None = None
     batch_axes: tuple[int, ...] = ()
+    groups: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self):
         if self.complex_axis is not None and not _is_int(self.complex_axis):
@@ -58,6 +61,16 @@ class TensorSpec:
         axes = self.batch_axes
         if not isinstance(axes, tuple) or not all(_is_int(a) for a in axes):
             raise ValueError(f"TensorSpec: batch_axes must be a tuple of integers, got {axes!r}")
+        if self.groups is not None and not (
+            isinstance(self.groups, tuple)
+            and all(
+                isinstance(group, tuple) and group and all(_is_int(a) for a in group)
+                for group in self.groups
+            )
+        ):
+            raise ValueError(
+                f"TensorSpec: groups must be a tuple of tuples of integers, got {self.groups!r}"
+            )
 
 
 def _is_int(value) -> bool:

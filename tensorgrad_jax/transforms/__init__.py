@@ -1,6 +1,10 @@
 """Optax transformations built on projections."""
 
 from tensorgrad_jax.transforms.accounting import state_bytes as state_bytes
+from tensorgrad_jax.transforms.factored import (
+    ScaleByFactoredRmsState as ScaleByFactoredRmsState,
+)
+from tensorgrad_jax.transforms.factored import scale_by_factored_rms as scale_by_factored_rms
 from tensorgrad_jax.transforms.filtering import filter_by as filter_by
 from tensorgrad_jax.transforms.moments import ScaleByAdamState as ScaleByAdamState
 from tensorgrad_jax.transforms.moments import scale_by_adam as scale_by_adam

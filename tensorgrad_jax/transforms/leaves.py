@@ -52,6 +52,21 @@ def default_specs(params: PyTree) -> PyTree:
     return jax.tree.map(spec, params)
 
 
+def named_leaves(
+    tree: PyTree, specs: Specs
+) -> tuple[dict[str, Any], dict[str, TensorSpec | None], Any]:
+    """Return the leaves of `tree` by name, the spec of each, and what puts leaves together again.
+
+    Raises:
+        ValueError: if the specs do not fit the tree.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    names = _names([path for path, _ in paths])
+    arrays = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
+    chosen = dict(zip(names, _resolve_specs(specs, tree, names), strict=True))
+    return arrays, chosen, treedef
+
+
 def take_apart(tree: PyTree, projection: Projection | PyTree, specs: Specs) -> Leaves:
     """Name every leaf of `tree` and attach its projection to those that have a spec.
 

@@ -109,7 +109,7 @@ def scale_by_adam(
             return times_real(old, b1) + times_real(g.astype(wide), 1 - b1)
 
         def second(g, v):
-            squared = _abs_squared(g)
+            squared = abs_squared(g)
             return b2 * v.astype(squared.dtype) + (1 - b2) * squared
 
         mu = jax.tree.map(first, updates, state.mu)
@@ -125,6 +125,7 @@ def scale_by_adam(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _abs_squared(g):
+def abs_squared(g: Array) -> Array:
+    """Return |g|^2, real, in float32 or wider."""
     g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
     return g.real**2 + g.imag**2 if jnp.iscomplexobj(g) else g**2

@@ -1,0 +1,126 @@
+"""The factored second moment: what it is exact for, what it keeps, what it refuses."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tensorgrad_jax as tg
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def apply(transform, gradients):
+    state = transform.init(gradients[0])
+    for g in gradients:
+        update, state = transform.update(g, state)
+    return update, state
+
+
+def test_a_second_moment_that_is_a_product_is_exact():
+    """|g|^2 = p(frequency) q(channels) with signs that change: Adam's own second moment."""
+    scale = jnp.exp(draw(5, 3, 1, 1)) * jnp.exp(draw(1, 1, 8, 9, seed=1))
+    gradients = [scale * jnp.sign(draw(5, 3, 8, 9, seed=s)) * (1 + s) for s in range(4)]
+    got, state = apply(tg.scale_by_factored_rms(0.9, specs=tg.TensorSpec()), gradients)
+    expected, _ = apply(tg.scale_by_adam(b1=0.0, b2=0.9), gradients)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert [x.size for x in state.nu["params"]] == [15, 72]
+
+
+def test_means_over_each_group_are_those_of_the_squares():
+    gradients = [draw(6, 5, 4, seed=s) for s in range(3)]
+    spec = tg.TensorSpec(groups=((0,), (1,), (2,)))
+    update, state = apply(tg.scale_by_factored_rms(0.5, 0.0, specs=spec), gradients)
+    v = (gradients[-1] / update) ** 2
+    weights = np.array([0.125, 0.25, 0.5]) / 0.875
+    exact = sum(w * g**2 for w, g in zip(weights, gradients, strict=True))
+    for axes in ((1, 2), (0, 2), (0, 1)):
+        np.testing.assert_allclose(v.mean(axes), exact.mean(axes), rtol=1e-4)
+    assert [x.shape for x in state.nu["params"]] == [(6, 1, 1), (1, 5, 1), (1, 1, 4)]
+
+
+def test_a_real_pair_is_scaled_as_the_complex_number_it_is():
+    pair = [draw(2, 7, 6, 5, seed=s) for s in range(3)]
+    got, state = apply(tg.scale_by_factored_rms(specs=tg.TensorSpec(complex_axis=0)), pair)
+    numbers = [jax.lax.complex(p[0], p[1]) for p in pair]
+    expected, other = apply(tg.scale_by_factored_rms(specs=tg.TensorSpec()), numbers)
+    np.testing.assert_allclose(jax.lax.complex(got[0], got[1]), expected, rtol=1e-5)
+    assert tg.state_bytes(state) == tg.state_bytes(other)
+
+
+def test_slices_of_batch_axes_have_moments_of_their_own():
+    gradients = [draw(6, 3, 5, seed=s) * jnp.array([1.0, 100.0, 1e4])[:, None] for s in range(2)]
+    spec = tg.TensorSpec(batch_axes=(1,))
+    got, _ = apply(tg.scale_by_factored_rms(specs=spec), gradients)
+    for i in range(3):
+        alone = [g[:, i] for g in gradients]
+        expected, _ = apply(tg.scale_by_factored_rms(specs=tg.TensorSpec()), alone)
+        np.testing.assert_allclose(got[:, i], expected, rtol=1e-5)
+
+
+def test_other_parameters_have_the_full_second_moment():
+    gradients = [{"bias": draw(7, seed=s), "weight": draw(20, 10, 10, seed=s)} for s in range(3)]
+    got, state = apply(tg.scale_by_factored_rms(), gradients)
+    expected, _ = apply(tg.scale_by_adam(b1=0.0), gradients)
+    np.testing.assert_allclose(got["bias"], expected["bias"], rtol=1e-5)
+    assert [x.size for x in state.nu["weight"]] == [20, 100]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-25, 1e18])
+def test_updates_are_finite_in_the_range_of_gradients(value):
+    gradients = [value * draw(8, 6, 5)]
+    update, _ = apply(tg.scale_by_factored_rms(specs=tg.TensorSpec()), gradients)
+    assert np.all(np.isfinite(update))
+
+
+def test_chained_with_momentum_in_a_subspace_both_moments_are_small():
+    """Adam with a factored second moment and momentum in a subspace: compiled once, it learns."""
+    target = draw(8, 7, 12, 12)
+    optimizer = optax.chain(
+        tg.scale_by_factored_rms(0.99, specs=tg.TensorSpec()),
+        tg.in_subspace(
+            optax.ema(0.9), tg.Tucker(0.05), 10, complement="pass", specs=tg.TensorSpec()
+        ),
+        optax.scale_by_learning_rate(optax.linear_schedule(0.1, 0.0, 100)),
+    )
+    traces = []
+
+    @jax.jit
+    def step(params, state):
+        traces.append(1)
+        updates, state = optimizer.update(2 * (params - target), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.zeros_like(target)
+    state = optimizer.init(params)
+    assert tg.state_bytes(state)["total"] < 0.06 * 2 * target.nbytes
+    for _ in range(100):
+        params, state = step(params, state)
+    assert len(traces) == 1
+    assert jnp.linalg.norm(params - target) < 0.05 * jnp.linalg.norm(target)
+
+
+@pytest.mark.parametrize("options", [{"b2": 1.0}, {"eps": -1e-8}])
+def test_arguments_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        tg.scale_by_factored_rms(**options)
+
+
+@pytest.mark.parametrize("groups", [((0,), (1,)), ((0, 1), (1, 2)), ((0, 1), (2, 3))])
+def test_groups_that_do_not_fit_are_refused(groups):
+    spec = tg.TensorSpec(groups=groups)
+    with pytest.raises(ValueError, match="groups"):
+        tg.scale_by_factored_rms(specs=spec).init(jnp.zeros((3, 4, 5)))
+
+
+def test_the_cut_leaves_the_fewest_numbers():
+    state = jax.eval_shape(
+        tg.scale_by_factored_rms(specs=tg.TensorSpec()).init,
+        jax.ShapeDtypeStruct((16, 9, 32, 32), jnp.float32),
+    )
+    assert sum(math.prod(x.shape) for x in state.nu["params"]) == 16 * 9 + 32 * 32
