@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 from grid import best_runs, compare  # noqa: E402
 
 SETTINGS = {"AdamW": ["--opt.tensorgrad", "False"], "5% random + 20% Tucker": []}
-RATES = (5e-3, 1e-2, 2e-2)
+RATES = (5e-3, 1e-2, 2e-2, 4e-2)
 SEEDS = (0, 1, 2)
 
 
