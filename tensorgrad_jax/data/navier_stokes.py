@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tensorgrad_jax.data.random_fields import periodic_gaussian_field, split_key
+from tensorgrad_jax.data.time_stepping import runge_kutta_step
 
 
 class UnstableError(ValueError):
@@ -174,9 +175,8 @@ def _integrate(
     velocity = 1j * jnp.stack([k2 * inverse, -k1 * inverse])
     # u is free of divergence: -u.grad(omega) = (d_2^2 - d_1^2)(u_1 u_2) - d_1 d_2 (u_2^2 - u_1^2).
     advection = jnp.where(kept, jnp.stack([k1**2 - k2**2, k1 * k2]), 0)
-    # Exact viscous decay over half a step and over a whole one.
+    # Exact viscous decay over half a step.
     half = jnp.exp(-viscosity * squared * dt / 2)
-    full = half * half
 
     def solve(forcing, initial_vorticity):
         f = jnp.where(kept, jnp.fft.rfft2(forcing), 0)
@@ -186,15 +186,10 @@ def _integrate(
             products = jnp.stack([u1 * u2, u2 * u2 - u1 * u1])
             return f + jnp.sum(advection * jnp.fft.rfft2(products), axis=0)
 
-        def step(_, w):
-            a = slope(w)
-            b = slope(half * (w + dt / 2 * a))
-            c = slope(half * w + dt / 2 * b)
-            d = slope(full * w + dt * half * c)
-            return full * w + dt / 6 * (full * a + 2 * half * (b + c) + d)
-
         w = jnp.where(kept, jnp.fft.rfft2(initial_vorticity), 0)
-        return jnp.fft.irfft2(jax.lax.fori_loop(0, n_steps, step, w), s=(n, n))
+        return jnp.fft.irfft2(
+            jax.lax.fori_loop(0, n_steps, runge_kutta_step(slope, half, dt), w), s=(n, n)
+        )
 
     if jax.default_backend() == "cpu":
         # One sample after the other stays in the cache: a quarter faster than a batch at 64x64.

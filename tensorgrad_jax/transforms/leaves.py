@@ -60,11 +60,9 @@ def named_leaves(
     Raises:
         ValueError: if the specs do not fit the tree.
     """
-    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    names = _names([path for path, _ in paths])
-    arrays = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
-    chosen = dict(zip(names, _resolve_specs(specs, tree, names), strict=True))
-    return arrays, chosen, treedef
+    arrays, treedef = _named_arrays(tree)
+    names = list(arrays)
+    return arrays, dict(zip(names, _resolve_specs(specs, tree, names), strict=True)), treedef
 
 
 def take_apart(tree: PyTree, projection: Projection | PyTree, specs: Specs) -> Leaves:
@@ -78,9 +76,8 @@ def take_apart(tree: PyTree, projection: Projection | PyTree, specs: Specs) -> L
     Raises:
         ValueError: if the specs do not fit the tree or one of them its leaf.
     """
-    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    names = _names([path for path, _ in paths])
-    arrays = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
+    arrays, treedef = _named_arrays(tree)
+    names = list(arrays)
     if isinstance(projection, Projection):
         projections: list[Any] = [projection] * len(names)
         chosen = _resolve_specs(specs, tree, names)
@@ -98,6 +95,12 @@ def take_apart(tree: PyTree, projection: Projection | PyTree, specs: Specs) -> L
         if spec is not None
     }
     return Leaves(arrays, compressed, treedef)
+
+
+def _named_arrays(tree: PyTree) -> tuple[dict[str, Any], Any]:
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    names = _names([path for path, _ in paths])
+    return dict(zip(names, (leaf for _, leaf in paths), strict=True)), treedef
 
 
 def _resolve_specs(specs: Specs, tree, names: list[str]) -> list[TensorSpec | None]:
