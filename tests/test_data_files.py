@@ -45,6 +45,20 @@ def test_samples_have_channels_last(tmp_path):
         source[3]
 
 
+@pytest.mark.parametrize("in_memory_bytes", [0, 2**20])
+def test_samples_from_a_start_on(tmp_path, monkeypatch, in_memory_bytes):
+    monkeypatch.setattr(hdf5, "IN_MEMORY_BYTES", in_memory_bytes)
+    x = write(tmp_path / "p_train_8.hdf5")
+    rest = open_dataset(tmp_path, "p", "train", 8, start=3)
+    assert len(rest) == 2
+    np.testing.assert_array_equal(rest[0]["x"][..., 0], x[3])
+    np.testing.assert_array_equal(
+        open_dataset(tmp_path, "p", "train", 8, 1, 4)[0]["x"][..., 0], x[4]
+    )
+    with pytest.raises(DataError, match="2 samples wanted after the first 4, it has 5"):
+        open_dataset(tmp_path, "p", "train", 8, 2, start=4)
+
+
 def test_a_finer_file_is_read_with_a_stride(tmp_path):
     x = write(tmp_path / "p_test_12.hdf5", grid=(12, 12))
     write(tmp_path / "p_test_24.hdf5", grid=(24, 24))

@@ -50,9 +50,16 @@ def test_files_made_elsewhere_are_used_as_they_are(tmp_path, capsys):
     for split in ("train", "test"):
         with h5py.File(tmp_path / f"darcy_{split}_8.hdf5", "w") as file:
             file["x"], file["y"] = x, -x
-    given = config(tmp_path, "darcy", "--data.test_resolutions", "[8]")
-    np.testing.assert_array_equal(load_data_sets(given).train[1]["x"][..., 0], x[1])
+    flags = ["--data.test_resolutions", "[8]"]
+    given = config(tmp_path, "darcy", *flags)
+    data = load_data_sets(given)
+    np.testing.assert_array_equal(data.train[1]["x"][..., 0], x[1])
+    assert data.validation is None
     assert "darcy_train_8.hdf5 was made elsewhere" in capsys.readouterr().out
+    validated = load_data_sets(config(tmp_path, "darcy", *flags, "--data.n_validation", "1"))
+    assert validated.validation is not None
+    assert (len(validated.train), len(validated.validation.source)) == (3, 1)
+    np.testing.assert_array_equal(validated.validation.source[0]["x"][..., 0], x[3])
     # Nothing is generated beside them either: it would be of another kind.
     with pytest.raises(DataError, match=r"no darcy_test_16.hdf5"):
         load_data_sets(config(tmp_path, "darcy", "--data.test_resolutions", "[16]"))

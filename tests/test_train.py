@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    generate_navier_stokes(folder, n_train=20, n_test=5, resolution=16, t_end=0.5, dt=0.1)
+    generate_navier_stokes(folder, n_train=23, n_test=5, resolution=16, t_end=0.5, dt=0.1)
     return folder
 
 
@@ -34,6 +34,7 @@ def arguments(data, runs, **options):
     """A run of 3 epochs of 5 steps, refreshed at steps 0, 4, 8, 12."""
     base = {
         "data.root": data, "data.t_end": 0.5, "data.dt": 0.1, "data.n_train": 20,
+        "data.n_validation": 3,
         "data.train_resolution": 16, "data.test_resolutions": "[16,8]", "data.n_tests": "[5]",
         "data.test_batch_sizes": "[2]", "data.batch_size": 4, "fno.n_modes": "[4,4]",
         "fno.hidden_channels": 6, "fno.n_layers": 2, "opt.n_epochs": 3, "opt.update_proj_gap": 4,
@@ -91,6 +92,8 @@ def test_a_run_writes_its_folder(finished):
     assert summary["test_l2"] == rows[-1]["tests"]["16"]["l2"]
     assert summary["test_h1"] == rows[-1]["tests"]["16"]["h1"]
     assert summary["tests"] == rows[-1]["tests"]
+    assert summary["validation"] == rows[-1]["validation"]
+    assert set(summary["validation"]) == {"l2", "h1"}
     assert 0 < summary["data_seconds"] < summary["seconds"]
     assert summary["waiting_fraction"] == pytest.approx(
         summary["data_seconds"] / summary["seconds"], abs=1e-3

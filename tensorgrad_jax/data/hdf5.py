@@ -37,13 +37,15 @@ class FieldSource:
 
     Attributes:
         path: the file.
-        n_samples: how many of its samples are used, the first ones.
+        start: the first of its samples that is used.
+        n_samples: how many are used from there on.
         stride: every stride-th grid point per axis is used.
         shapes: shape of one sample of each field in the file, channels first where it has them.
         arrays: the samples themselves where they fit into memory, else None.
     """
 
     path: Path
+    start: int
     n_samples: int
     stride: int
     shapes: Mapping[str, tuple[int, ...]]
@@ -62,7 +64,7 @@ class FieldSource:
             return {name: self.arrays[name][index] for name in FIELDS}
         # Opened anew: handles are not shared between the loader's threads.
         with open_file(self.path) as file:
-            raw = _read(self.path, file, slice(index, index + 1))
+            raw = _read(self.path, file, slice(self.start + index, self.start + index + 1))
         return {name: self._laid_out(samples)[0] for name, samples in raw.items()}
 
     def _laid_out(self, samples: np.ndarray) -> np.ndarray:
@@ -76,7 +78,12 @@ class FieldSource:
 
 
 def open_dataset(
-    root: str | Path, problem: str, split: str, resolution: int, n_samples: int | None = None
+    root: str | Path,
+    problem: str,
+    split: str,
+    resolution: int,
+    n_samples: int | None = None,
+    start: int = 0,
 ) -> FieldSource:
     """Open `<root>/<problem>_<split>_<resolution>.hdf5`, or a finer file every few points of it.
 
@@ -86,7 +93,8 @@ def open_dataset(
         split: train or test.
         resolution: grid points per axis that are wanted. Without a file of that resolution the
             coarsest finer one that it divides is read with a stride.
-        n_samples: how many samples are wanted; None for all.
+        n_samples: how many samples are wanted; None for all from `start` on.
+        start: how many samples of the file are left out before them.
 
     Returns:
         A random-access source of samples.
@@ -112,16 +120,17 @@ def open_dataset(
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: x has {counts['x']} samples, y has {counts['y']}")
     available = counts["x"]
-    n_samples = available if n_samples is None else n_samples
-    if not 1 <= n_samples <= available:
-        raise DataError(f"{path}: {n_samples} samples wanted, it has {available}")
+    n_samples = available - start if n_samples is None else n_samples
+    if not 1 <= n_samples <= available - start:
+        before = f" after the first {start}" if start else ""
+        raise DataError(f"{path}: {n_samples} samples wanted{before}, it has {available}")
     dimension = _dimension(path, shapes, finer)
-    source = FieldSource(path, n_samples, finer // resolution, shapes, dimension, None)
+    source = FieldSource(path, start, n_samples, finer // resolution, shapes, dimension, None)
     n_bytes = 4 * n_samples * sum(int(np.prod(s)) for s in shapes.values())
     if n_bytes > IN_MEMORY_BYTES:
         return source
     with open_file(path) as file:
-        raw = _read(path, file, slice(n_samples))
+        raw = _read(path, file, slice(start, start + n_samples))
     arrays = {name: source._laid_out(samples) for name, samples in raw.items()}
     return dataclasses.replace(source, arrays=arrays)
 

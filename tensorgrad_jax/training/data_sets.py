@@ -36,6 +36,7 @@ class DataSets(NamedTuple):
 
     Attributes:
         train: random-access source of {"x", "y"}, channels last.
+        validation: samples of the training file that are not trained on; None without any.
         tests: the test sets, in the order of `data.test_resolutions`.
         encoding: normalizers fitted on the training set; None where the options say so.
         in_channels: channels of x.
@@ -43,6 +44,7 @@ class DataSets(NamedTuple):
     """
 
     train: Any
+    validation: TestSet | None
     tests: list[TestSet]
     encoding: Encoding
     in_channels: int
@@ -58,7 +60,12 @@ def load_data_sets(config: Config) -> DataSets:
     data = config.data
     if data.generate and data.problem in _GENERATORS:
         _generate(data)
-    train = open_dataset(data.root, data.problem, "train", data.train_resolution, data.n_train)
+    training_file = (data.root, data.problem, "train", data.train_resolution)
+    train = open_dataset(*training_file, data.n_train)
+    validation = None
+    if data.n_validation:
+        source = open_dataset(*training_file, data.n_validation, start=data.n_train)
+        validation = TestSet(data.train_resolution, source, data.test_batch_sizes[0])
     tests = [
         TestSet(resolution, open_dataset(data.root, data.problem, "test", resolution, n), batch)
         for resolution, n, batch in zip(
@@ -70,7 +77,9 @@ def load_data_sets(config: Config) -> DataSets:
         x=UnitGaussianNormalizer.fit(train, "x") if data.encode_input else None,
         y=UnitGaussianNormalizer.fit(train, "y") if data.encode_output else None,
     )
-    return DataSets(train, tests, encoding, sample["x"].shape[-1], sample["y"].shape[-1])
+    return DataSets(
+        train, validation, tests, encoding, sample["x"].shape[-1], sample["y"].shape[-1]
+    )
 
 
 def _generate(data: DataConfig) -> None:
@@ -89,7 +98,7 @@ def _generate(data: DataConfig) -> None:
         return
     _GENERATORS[data.problem](
         data.root,
-        n_train=data.n_train,
+        n_train=data.n_train + data.n_validation,
         n_test=max(data.n_tests),
         resolution=max(data.train_resolution, *data.test_resolutions),
         seed=data.generator_seed,

@@ -15,13 +15,14 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from tqdm import tqdm
 
@@ -48,8 +49,16 @@ class DivergedError(Exception):
     """The training loss is not finite any more."""
 
 
-def run(config: Config) -> Path:
+OptimizerBuilder = Callable[[Config, int], optax.GradientTransformation]
+
+
+def run(config: Config, build_optimizer: OptimizerBuilder = build_optimizer) -> Path:
     """Train as the configuration says and return the folder of the run.
+
+    Args:
+        config: the configuration.
+        build_optimizer: makes the optimizer of the configuration and the steps per epoch; to try
+            one that no option describes.
 
     Raises:
         ConfigError: if an option is wrong; nothing was written.
@@ -58,7 +67,7 @@ def run(config: Config) -> Path:
         InterruptedRunError: if the process was asked to end; a checkpoint was saved.
     """
     data = load_data_sets(config)
-    training = Training(config, data)
+    training = Training(config, data, build_optimizer)
     if config.opt.resume_from_dir is None:
         folder = new_run_folder(config)
         folder.mkdir(parents=True)
@@ -89,7 +98,12 @@ class Training:
         waited: seconds this process has waited for batches that were not added to `position` yet.
     """
 
-    def __init__(self, config: Config, data: DataSets):
+    def __init__(
+        self,
+        config: Config,
+        data: DataSets,
+        build_optimizer: OptimizerBuilder = build_optimizer,
+    ):
         self.config, self.data = config, data
         in_epoch = n_batches(data.train, config.data.batch_size)
         self.batches_per_epoch = min(in_epoch, config.opt.max_batches or in_epoch)
@@ -190,6 +204,7 @@ class Training:
             "learning_rate": float(np.asarray(self.schedule(last_step))),
             **self._seconds(),
             "tests": tests,
+            "validation": self.data.validation and self._test(self.data.validation),
         }
         self.rows.append(row)
         append_metrics(folder, row)
@@ -249,6 +264,7 @@ class Training:
                 "test_l2": at_training.get("l2"),
                 "test_h1": at_training.get("h1"),
                 "tests": last["tests"],
+                "validation": last["validation"],
                 "optimizer_state_bytes": ours["total"],
                 "adamw_state_bytes": adamw["total"],
                 "peak_bytes": self._peak_bytes(),
@@ -284,10 +300,9 @@ class Training:
 
 
 def _epoch_line(row: dict[str, Any], config: Config) -> str:
-    tests = "  ".join(
-        f"test {resolution}: L2 {errors['l2']:.4f} H1 {errors['h1']:.4f}"
-        for resolution, errors in row["tests"].items()
-    )
+    sets = {f"test {resolution}": errors for resolution, errors in row["tests"].items()}
+    sets |= {"validation": row["validation"]} if row["validation"] else {}
+    tests = "  ".join(f"{name}: L2 {e['l2']:.4f} H1 {e['h1']:.4f}" for name, e in sets.items())
     width = len(str(config.opt.n_epochs))
     return (
         f"epoch {row['epoch']:>{width}}/{config.opt.n_epochs}  "

@@ -81,6 +81,9 @@ class DataConfig:
     generator_seed: Annotated[int, _SEED, "seed of the generated samples"] = 0
     batch_size: Annotated[int, COUNT, "training samples per step"] = 8
     n_train: Annotated[int, COUNT, "training samples"] = 512
+    n_validation: Annotated[
+        int, integer(0), "samples behind those that are only evaluated, for choosing options"
+    ] = 0
     train_resolution: Annotated[int, COUNT, "grid points per axis in training"] = 64
     n_tests: Annotated[tuple[int, ...], COUNTS, "test samples, per test set"] = (64,)
     test_resolutions: Annotated[tuple[int, ...], COUNTS, "grid points per axis, per test set"] = (

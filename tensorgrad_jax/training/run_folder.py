@@ -15,6 +15,7 @@ _FREE = (
     "data.root",
     "data.generate",
     "data.n_tests",
+    "data.n_validation",
     "data.test_resolutions",
     "data.test_batch_sizes",
     "opt.save_dir",
