@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from tensorgrad_jax.projections import Projection, Residual, Sum, Tucker, UnstructuredSparse
 from tensorgrad_jax.projections.ranks import RankSpec
-from tensorgrad_jax.transforms import in_subspace, scale_by_adam
+from tensorgrad_jax.transforms import in_subspace, scale_by_adam, scale_by_factored_rms
 from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moment_dicts import OnRefresh
 from tensorgrad_jax.transforms.subspace import Gap
@@ -159,6 +159,77 @@ def projected_adamw(
             seed=seed,
             per_layer=per_layer,
         ),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def subspace_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    projection: Projection = Tucker(0.05),  # noqa: B008 (frozen)
+    update_proj_gap: Gap = 100,
+    weight_decay: float | Array = 0.0,
+    specs: Specs = None,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    mu_dtype: Any = None,
+    on_refresh: OnRefresh = "transport",
+    mask: Any = None,
+    stagger: bool = False,
+    seed: int = 0,
+    per_layer: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdamW with momentum in a small subspace and a factored second moment: nothing is dropped.
+
+    Per compressed leaf, with c = project(G) and the momentum m of c,
+
+        update = (lift(m) + G - lift(c)) / (sqrt(v) + eps),
+
+    the gradient with its part inside the subspace averaged over time, divided by the root of a
+    second moment v of the whole gradient that is a product of means over groups of axes. The part
+    outside the subspace keeps moving the parameters, which no state is needed for; the update is
+    as large as AdamW's, and so is the learning rate. Other leaves get AdamW.
+
+    Args:
+        learning_rate: a number or a schedule; one that suits AdamW.
+        projection: the subspace of the momentum.
+        update_proj_gap: steps between refreshes, see `in_subspace`.
+        weight_decay: decoupled weight decay, multiplied by the learning rate.
+        specs: which leaves to compress, see `in_subspace`; `TensorSpec.groups` are those of the
+            second moment, see `scale_by_factored_rms`.
+        b1: decay of the momentum.
+        b2: decay of the second moment.
+        eps: added to the root of the corrected second moment.
+        mu_dtype: dtype of the momentum; bfloat16 halves it.
+        on_refresh: what happens to the momentum at a refresh, see `in_subspace`.
+        mask: which leaves to decay, see `optax.add_decayed_weights`.
+        stagger: refresh the parameters at different steps, see `in_subspace`.
+        seed: of random projections.
+        per_layer: handle large parameters one after the other, see `in_subspace`.
+
+    Returns:
+        A transformation to be used as any of Optax's.
+
+    Raises:
+        ValueError: if an argument is not one of these.
+    """
+    b1, b2, eps, weight_decay = (_real(x) for x in (b1, b2, eps, weight_decay))
+    if not callable(learning_rate):
+        learning_rate = _real(learning_rate)
+    momentum = in_subspace(
+        optax.ema(b1, accumulator_dtype=mu_dtype),
+        projection,
+        update_proj_gap=update_proj_gap,
+        on_refresh=on_refresh,
+        complement="pass",
+        specs=specs,
+        stagger=stagger,
+        seed=seed,
+        per_layer=per_layer,
+    )
+    return optax.chain(
+        scale_by_factored_rms(b2, eps, specs, numerator=momentum),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )

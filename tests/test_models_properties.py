@@ -200,9 +200,11 @@ def test_tensor_specs_follow_the_parameters(view):
     flat = jax.tree.structure(params).flatten_up_to(specs)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     assert len(flat) == len(leaves)
+    # (2, modes, modes, in, out): the second moment is factored over the channels.
+    expected = TensorSpec(complex_axis=0, groups=((1, 2, 3), (1, 2, 4)))
     for (path, leaf), spec in zip(leaves, flat, strict=True):
         spectral = "spectral_weight" in jax.tree_util.keystr(path)
-        assert spec == (TensorSpec(complex_axis=0) if spectral else None)
+        assert spec == (expected if spectral else None)
         assert not spectral or leaf.shape[0] == 2
     assert sum(spec is not None for spec in flat) == 2
 

@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.training.build import ForgottenEntries, build_gap, build_projection
+from tensorgrad_jax.training.build import (
+    ForgottenEntries,
+    build_gap,
+    build_model,
+    build_optimizer,
+    build_projection,
+)
 from tensorgrad_jax.training.config import parse
 
 
@@ -106,6 +113,19 @@ def test_only_single_entries_are_forgotten(reset):
     np.testing.assert_allclose(jnp.linalg.norm(low_rank) / size, both_steps, rtol=1e-4)
     expected = 1 - b1 if reset else both_steps
     np.testing.assert_allclose(entries, expected * g["w"].ravel(), rtol=1e-4)
+
+
+def test_subspace_momentum_keeps_momentum_alone():
+    """A weight of (2, 4, 3, 6, 6): momentum in its subspace, two means over one channel each."""
+    flags = "--opt.optimizer_type subspace_momentum --opt.rank 3 --opt.learning_rate 1e-3"
+    size = " --fno.n_modes [4,4] --fno.hidden_channels 6 --fno.n_layers 1"
+    config = parse((flags + size).split())
+    params = nnx.to_pure_dict(nnx.state(build_model(config, 1, 1), nnx.Param))
+    (divided, *_) = jax.eval_shape(build_optimizer(config, 10).init, params)
+    subspace = divided.numerator
+    (name,) = subspace.basis
+    assert subspace.inner.ema[name].size == 3 * 3 * 3 * 3  # complex
+    assert [x.shape for x in divided.nu[name]] == [(1, 4, 3, 6, 1), (1, 4, 3, 1, 6)]
 
 
 def test_gaps():

@@ -340,6 +340,8 @@ LOW_RANK = ProjectionPlan("single", (ProjectionPart("low_rank", rank=0.25),))
         ("--opt.optimizer_type adamw", ProjectionPlan("none")),
         ("--opt.optimizer_type adamw --opt.tensorgrad False", ProjectionPlan("none")),
         ("--opt.optimizer_type adamw --opt.tensorgrad True", LOW_RANK),
+        ("--opt.optimizer_type subspace_momentum", LOW_RANK),
+        ("--opt.optimizer_type subspace_momentum --opt.tensorgrad False", ProjectionPlan("none")),
         ("--opt.tensorgrad True --opt.proj_type low_rank --opt.rank 0.25", LOW_RANK),
         ("--opt.proj_type unstructured_sparse", ProjectionPlan("single", (FIVE_PERCENT,))),
         (

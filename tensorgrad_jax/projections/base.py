@@ -46,7 +46,8 @@ class TensorSpec:
         batch_axes: axes that only stack independent tensors (stacked layers, experts); each
             slice gets a basis of its own.
         groups: groups of axes over which `scale_by_factored_rms` factors the second moment; each
-            axis but those above in one of them. None: two groups, chosen by size.
+            axis but those above is in one of them, or in all: then it is factored at every index
+            of that axis. None: the two largest axes are factored, at every index of the others.
     """
 
     complex_axis: int | None = None

@@ -62,7 +62,10 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
             optax.add_decayed_weights(opt.weight_decay),
             optax.scale_by_learning_rate(schedule),
         )
-    return tg.projected_adamw(
+    chain = tg.projected_adamw
+    if opt.optimizer_type == "subspace_momentum":
+        chain = tg.subspace_momentum
+    return chain(
         schedule,
         projection,
         update_proj_gap=build_gap(opt, steps_per_epoch * opt.n_epochs),

@@ -176,8 +176,9 @@ class OptConfig:
     """
 
     optimizer_type: Annotated[
-        Literal["adamw", "tensorgrad", "tensorgrad_sum"],
-        "plain AdamW; or a second projection of what the first left over; or of the same gradient",
+        Literal["adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"],
+        "plain AdamW; Adam on a projection and a second one of what the first left over, or of the "
+        "same gradient; momentum alone on a projection, the rest of the gradient passed on",
     ] = "tensorgrad"
     tensorgrad: Annotated[
         bool | None, "whether to compress gradients; null: unless optimizer_type is adamw"

@@ -4,7 +4,8 @@
    does: adamw is plain AdamW, the others compress.
 2. One projection or two? A given `opt.second_proj_type` means two, a given `opt.proj_type` alone
    means one. With neither, tensorgrad and tensorgrad_sum take the setting of the TensorGRaD paper
-   (5% random entries, then a Tucker core of 20%) and adamw takes one low-rank projection.
+   (5% random entries, then a Tucker core of 20%), adamw and subspace_momentum take one low-rank
+   projection.
 3. A missing `opt.proj_type` is unstructured_sparse where there are two and low_rank where there
    is one.
 4. Two projections form a sum with tensorgrad_sum (both see the gradient) and a residual
@@ -22,6 +23,7 @@ a matrix view, which has one rank.
 | proj_type low_rank, rank 0.25                                | single: low rank 25%      |
 | proj_type low_rank, second_proj_type unstructured_sparse     | residual: low rank first  |
 | optimizer_type adamw, tensorgrad True                        | single: low rank          |
+| optimizer_type subspace_momentum                             | single: low rank          |
 | tensorgrad False, or optimizer_type adamw                    | none                      |
 """
 
@@ -83,8 +85,8 @@ def resolve_projection_plan(opt: OptConfig) -> ProjectionPlan:
     Raises:
         ConfigError: tensorgrad_sum with a single projection; a list of ranks for a matrix.
     """
-    composite_type = opt.optimizer_type != "adamw"
-    compressed = composite_type if opt.tensorgrad is None else opt.tensorgrad
+    composite_type = opt.optimizer_type in ("tensorgrad", "tensorgrad_sum")
+    compressed = opt.optimizer_type != "adamw" if opt.tensorgrad is None else opt.tensorgrad
     if not compressed:
         return ProjectionPlan("none")
     first, second = opt.proj_type, opt.second_proj_type

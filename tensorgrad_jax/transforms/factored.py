@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int32
 
 from tensorgrad_jax.projections.base import TensorSpec
@@ -22,36 +22,44 @@ class ScaleByFactoredRmsState(NamedTuple):
         count: number of updates.
         nu: by parameter name the running means of |g|^2: one array per group of axes, for
             parameters without a spec one array of the parameter's shape.
+        numerator: the state of the transformation of that name.
     """
 
     count: Int32[Array, ""]
     nu: dict[str, tuple[Array, ...]]
+    numerator: optax.OptState
 
 
 def scale_by_factored_rms(
-    b2: float = 0.999, eps: float = 1e-8, specs: Specs = None
-) -> optax.GradientTransformation:
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    specs: Specs = None,
+    numerator: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
     r"""Divide gradients by the root of a second moment that is a product of means.
 
-    The axes of a tensor are split into groups A and B (and more, if a spec says so). With the
-    running means of |g|^2, bias corrected as Adam's,
+    Two axes A and B of a tensor are factored, at every index of the others. With the running means
+    of |g|^2, bias corrected as Adam's,
 
         a = mean over B of |g|^2,   b = mean over A,   v = a b / mean(a),   u = g / (sqrt(v) + eps),
 
     so that v is exact where |g|^2 is a product of a function on A and one on B, and the means of v
-    over A and over B always are. Of an FNO weight A are the frequencies, B the pairs of channels:
-    1,168 numbers for a weight (16, 9, 32, 32), of which Adam keeps 147,456. Chained before
-    `in_subspace(optax.ema(0.9), ..., complement="pass")` it is Adam with both moments small.
+    over A and over B always are. Of an FNO weight A and B are the channels, at every frequency:
+    9,216 numbers for a weight (16, 9, 32, 32), of which Adam keeps 147,456.
 
-    Parameters without a spec have the full second moment, that of `scale_by_adam(b1=0)`.
+    Parameters without a spec have the full second moment, that of `scale_by_adam(b1=0)`. With the
+    numerator optax.ema(0.9) they have Adam's update.
 
     Args:
         b2: decay of the means, in [0, 1).
         eps: added to the root, for numerical stability.
         specs: which leaves are factored, see `in_subspace`. Real and imaginary part of a complex
-            pair have one second moment, |g|^2; every slice of batch axes has its own means. Groups
-            are those of the spec; without any the axes, in their order, are cut in two where that
-            leaves the fewest numbers.
+            pair have one second moment, |g|^2. The two largest axes are factored, the last ones
+            among equals; `TensorSpec.groups` asks for others, or for groups of axes: frequencies
+            by channel pairs, ((0, 1), (2, 3)), would take 1,168 numbers above.
+        numerator: makes of the gradients what is divided by the root; None for the gradients
+            themselves. `optax.ema(b1)` gives the momentum of Adam, and in a subspace
+            (`in_subspace(optax.ema(b1), ..., complement="pass")`) a small one.
 
     Returns:
         A transformation whose updates are float32 or wider, complex for complex leaves.
@@ -65,17 +73,19 @@ def scale_by_factored_rms(
         >>> gradient = jnp.ones((16, 9, 32, 32)).at[0].set(5.0)
         >>> update, state = transform.update(gradient, transform.init(gradient))
         >>> [x.shape for x in state.nu["params"]]
-        [(16, 9, 1, 1), (1, 1, 32, 32)]
+        [(16, 9, 32, 1), (16, 9, 1, 32)]
         >>> bool(jnp.allclose(update, 1.0))
         True
 
     References:
-        N. Shazeer and M. Stern, Adafactor, arXiv 1804.04235, section 3 (of two axes).
+        N. Shazeer and M. Stern, Adafactor, arXiv 1804.04235, section 3 (of a matrix).
     """
     if isinstance(b2, int | float) and not 0 <= b2 < 1:
         raise ValueError(f"scale_by_factored_rms: b2 must be in [0, 1), got {b2!r}")
     if isinstance(eps, int | float) and eps < 0:
         raise ValueError(f"scale_by_factored_rms: eps must not be negative, got {eps!r}")
+
+    inner = optax.with_extra_args_support(optax.identity() if numerator is None else numerator)
 
     def init_fn(params):
         arrays, chosen, _ = named_leaves(params, specs)
@@ -85,15 +95,15 @@ def scale_by_factored_rms(
             averaged = _averaged_axes(name, leaf, chosen[name])
             shapes = [_mean_shape(leaf, chosen[name], axes) for axes in averaged]
             nu[name] = tuple(jnp.zeros(shape, dtype) for shape in shapes)
-        return ScaleByFactoredRmsState(jnp.zeros((), jnp.int32), nu)
+        return ScaleByFactoredRmsState(jnp.zeros((), jnp.int32), nu, inner.init(params))
 
-    def update_fn(updates, state, params=None):
-        del params
+    def update_fn(updates, state, params=None, **extra_args):
         arrays, chosen, treedef = named_leaves(updates, specs)
         count = cast(Array, optax.safe_increment(state.count))
         correct = 1 - jnp.float32(b2) ** count
+        divided, inner_state = inner.update(updates, state.numerator, params, **extra_args)
         nu, scaled = {}, []
-        for name, g in arrays.items():
+        for (name, g), above in zip(arrays.items(), treedef.flatten_up_to(divided), strict=True):
             squares = abs_squared(g)
             pair = _pair_axes(g, chosen[name])
             squares = squares.sum(pair, keepdims=True) if pair else squares
@@ -102,19 +112,20 @@ def scale_by_factored_rms(
                 b2 * old + (1 - b2) * (squares.mean(axes, keepdims=True) if axes else squares)
                 for old, axes in zip(state.nu[name], averaged, strict=True)
             )
-            wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+            wide = above.astype(jnp.promote_types(above.dtype, jnp.float32))
             root = jnp.sqrt(_product(nu[name], averaged) / correct)
             scaled.append(times_real(wide, 1 / (root + eps)))
-        return treedef.unflatten(scaled), ScaleByFactoredRmsState(count, nu)
+        return treedef.unflatten(scaled), ScaleByFactoredRmsState(count, nu, inner_state)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _product(means, averaged):
     """Return the product of the means of K groups over the K - 1st power of the mean of all."""
     if len(means) == 1:
         return means[0]
-    # All means have the same mean over what they were not averaged over already.
+    # All means have the same mean over what they were not averaged over already, but for axes
+    # that none was averaged over.
     rest = tuple(sorted({axis for axes in averaged[1:] for axis in axes} - set(averaged[0])))
     total = means[0].mean(rest, keepdims=True)
     product = means[0]
@@ -141,20 +152,22 @@ def _averaged_axes(name: str, leaf: Any, spec: TensorSpec | None) -> list[tuple[
         return [()]
     kept_out = {*_pair_axes(leaf, spec), *(a % leaf.ndim for a in spec.batch_axes)}
     axes = [a for a in range(leaf.ndim) if a not in kept_out]
-    groups = _cut_in_two(leaf.shape, axes) if spec.groups is None else spec.groups
+    groups = _two_largest(leaf.shape, axes) if spec.groups is None else spec.groups
+    within = all(-leaf.ndim <= a < leaf.ndim for group in groups for a in group)
     groups = [tuple(a % leaf.ndim for a in group) for group in groups]
-    if sorted(a for group in groups for a in group) != axes:
+    counts = [sum(group.count(a) for group in groups) for a in axes]
+    held = {a for group in groups for a in group}
+    if not within or held != {*axes} or not {*counts} <= {1, len(groups)}:
         raise ValueError(
             f"parameter {name!r} of shape {tuple(leaf.shape)}: the groups of {spec} must hold each "
-            f"of the axes {axes} once"
+            f"of the axes {axes}, and each of them once or in every group"
         )
     return [tuple(a for a in axes if a not in group) for group in groups]
 
 
-def _cut_in_two(shape, axes):
-    """Return the axes before and behind the cut that leaves the fewest numbers."""
+def _two_largest(shape, axes):
+    """Return the groups that factor the two largest axes at every index of the others."""
     if len(axes) < 2:
         return [tuple(axes)]
-    size = lambda some: math.prod(shape[a] for a in some)
-    cuts = [(tuple(axes[:i]), tuple(axes[i:])) for i in range(1, len(axes))]
-    return list(min(cuts, key=lambda cut: size(cut[0]) + size(cut[1])))
+    first, second = sorted(sorted(axes, key=lambda a: (shape[a], a))[-2:])
+    return [tuple(a for a in axes if a != other) for other in (second, first)]
