@@ -4,68 +4,101 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tensorgrad_jax.training.build import build_optimizer
 from tensorgrad_jax.training.config import parse
 from tensorgrad_jax.training.loop import run
 
-KEPT = ("steps", "seconds", "train_loss", "tests", "optimizer_state_bytes", "adamw_state_bytes")
+KEPT = (
+    "steps",
+    "seconds",
+    "train_loss",
+    "tests",
+    "validation",
+    "optimizer_state_bytes",
+    "adamw_state_bytes",
+)
+Row = dict[str, Any]
 
 
-def read(results: Path) -> list[dict[str, Any]]:
+def read(results: Path) -> list[Row]:
     """Return the finished runs of a results file, none if it is not there."""
     if not results.exists():
         return []
     return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
-def run_grid(runs: Iterable[tuple[dict[str, Any], list[str]]], results: Path) -> None:
+def run_grid(
+    runs: Iterable[tuple[Row, list[str]]],
+    results: Path,
+    optimizers: Mapping[str, Callable] | None = None,
+) -> None:
     """Train what is not in the results file yet.
 
     Args:
         runs: for every run the labels it is known by and the flags of train.py.
         results: a file of JSON lines: the labels, and of the run's summary what `KEPT` names.
+        optimizers: by the label "setting" what makes the optimizer in place of the flags, see
+            `tensorgrad_jax.training.loop.run`.
     """
     runs = list(runs)
     for number, (labels, flags) in enumerate(runs, start=1):
-        done = [{name: row[name] for name in labels} for row in read(results)]
+        done = [{name: row.get(name) for name in labels} for row in read(results)]
         if labels in done:
             continue
         print(f"\n[{number}/{len(runs)}] {labels}", flush=True)
+        build = (optimizers or {}).get(labels["setting"], build_optimizer)
         with tempfile.TemporaryDirectory() as folder:
-            summary = run(parse([*flags, "--opt.save_dir", folder])) / "summary.json"
+            summary = run(parse([*flags, "--opt.save_dir", folder]), build) / "summary.json"
             values = json.loads(summary.read_text(encoding="utf-8"))
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(labels | {name: values[name] for name in KEPT}) + "\n")
 
 
-def error(row: dict[str, Any]) -> float:
+def error(row: Row) -> float:
     """Return the test L2 at the training resolution, the one that a run reports first."""
     return next(iter(row["tests"].values()))["l2"]
 
 
-def best_rate(rows: list[dict[str, Any]], task: str, setting: str) -> float:
-    """Return the learning rate with the lowest test error on seed 0."""
-    own = [r for r in rows if r["task"] == task and r["setting"] == setting and r["seed"] == 0]
-    return min(own, key=error)["rate"]
+def score(row: Row) -> float:
+    """Return what a learning rate is chosen by: the validation L2, without any the test L2."""
+    return row["validation"]["l2"] if row.get("validation") else error(row)
 
 
-def best_runs(rows: list[dict[str, Any]], task: str, setting: str) -> list[dict[str, Any]]:
-    """Return the runs at that rate, by seed."""
-    rate = best_rate(rows, task, setting)
-    own = [r for r in rows if (r["task"], r["setting"], r["rate"]) == (task, setting, rate)]
+def runs_of(rows: list[Row], **labels: Any) -> list[Row]:
+    """Return the runs with these labels, by seed."""
+    own = [r for r in rows if all(r.get(name) == value for name, value in labels.items())]
     return sorted(own, key=lambda r: r["seed"])
 
 
+def best_rate(rows: list[Row], task: str, setting: str) -> float:
+    """Return the learning rate with the lowest score on seed 0."""
+    return min(runs_of(rows, task=task, setting=setting, seed=0), key=score)["rate"]
+
+
+def best_runs(rows: list[Row], task: str, setting: str) -> list[Row]:
+    """Return the runs at that rate, by seed."""
+    return runs_of(rows, task=task, setting=setting, rate=best_rate(rows, task, setting))
+
+
+def labelled(
+    task: str, setting: str, rate: float, seed: int, flags: Iterable[str]
+) -> tuple[Row, list[str]]:
+    """Return one run as `run_grid` wants it."""
+    labels = {"task": task, "setting": setting, "rate": rate, "seed": seed}
+    return labels, [*flags, "--opt.learning_rate", str(rate), "--seed", str(seed)]
+
+
 def compare(
-    tasks: dict[str, list[str]],
-    settings: dict[str, list[str]],
-    rates: Iterable[float],
+    tasks: Mapping[str, list[str]],
+    settings: Mapping[str, list[str]],
+    rates: Sequence[float],
     seeds: Iterable[int],
     results: Path,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Train every setting on every task, and return all rows.
 
     Args:
@@ -75,15 +108,10 @@ def compare(
         seeds: 0 and those that are run with the best rate.
         results: see `run_grid`.
     """
-
-    def one(task, setting, rate, seed):
-        labels = {"task": task, "setting": setting, "rate": rate, "seed": seed}
-        own = ["--opt.learning_rate", str(rate), "--seed", str(seed)]
-        return labels, [*tasks[task], *settings[setting], *own]
-
-    pairs = [(task, setting) for task in tasks for setting in settings]
-    run_grid([one(*pair, rate, 0) for pair in pairs for rate in rates], results)
-    rows = read(results)
-    best = {pair: best_rate(rows, *pair) for pair in pairs}
-    run_grid([one(*pair, best[pair], seed) for pair in pairs for seed in seeds], results)
+    for task, of_task in tasks.items():
+        for setting, of_setting in settings.items():
+            flags = [*of_task, *of_setting]
+            run_grid([labelled(task, setting, rate, 0, flags) for rate in rates], results)
+            best = best_rate(read(results), task, setting)
+            run_grid([labelled(task, setting, best, seed, flags) for seed in seeds], results)
     return read(results)

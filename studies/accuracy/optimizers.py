@@ -1,0 +1,199 @@
+"""The optimizers of the study: AdamW, its relatives, and one change at a time of ours.
+
+Each is a function (configuration, steps per epoch) -> optimizer, as `training.loop.run` wants it.
+Weight decay and learning rate stand at the end of every chain, so that rows differ in what they
+are named after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import GaLoreDimensionNumbers, scale_by_galore
+
+import tensorgrad_jax as tg
+from tensorgrad_jax.models import tensor_specs
+from tensorgrad_jax.training.options import Config
+from tensorgrad_jax.training.schedules import learning_rate_schedule
+
+GAP = 50
+PAPER = tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))
+Build = Callable[[Config, int], optax.GradientTransformation]
+
+
+def scaled(make: Callable[[], optax.GradientTransformation]) -> Build:
+    """Add the decay of the weights and the learning rate."""
+
+    def build(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
+        return optax.chain(
+            make(),
+            optax.add_decayed_weights(config.opt.weight_decay),
+            optax.scale_by_learning_rate(learning_rate_schedule(config.opt, steps_per_epoch)),
+        )
+
+    return build
+
+
+def compressed(projection: tg.Projection, on_refresh="transport", factor: float = 1.0) -> Build:
+    """Return AdamW in the subspace of a projection, its update times a factor."""
+    inner = tg.scale_by_adam()
+    return scaled(
+        lambda: optax.chain(
+            tg.in_subspace(inner, projection, GAP, on_refresh, specs=tensor_specs),
+            spectral(optax.scale(factor)),
+        )
+    )
+
+
+def paper(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Return the paper's composite with every convention of its implementation."""
+    schedule = learning_rate_schedule(config.opt, steps_per_epoch)
+    return tg.reference_adamw(
+        schedule, PAPER, GAP, config.opt.weight_decay, tensor_specs, lambda_sparse=1.0
+    )
+
+
+def galore() -> optax.GradientTransformation:
+    """Return optax.contrib's on matrix views (in, everything else) of a quarter of the rank."""
+
+    def numbers(params):
+        def of(spec, leaf):
+            others = (*range(leaf.ndim - 2), leaf.ndim - 1)
+            return spec and GaLoreDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=others)
+
+        return _map_specs(of, params)
+
+    def with_rank(params):
+        rank = min(x.shape[-2] for x in _spectral_leaves(params)) // 4
+        return scale_by_galore(
+            rank, GAP, 1.0, optax.scale_by_adam(), weight_dimension_numbers=numbers
+        )
+
+    return _lazily(with_rank)
+
+
+def adafactor(momentum: float | None = None) -> optax.GradientTransformation:
+    """Return optax.adafactor's update; channels are far narrower than its default of 128."""
+    return optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+        optax.clip_by_block_rms(1.0),
+        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
+    )
+
+
+def momentum(projection=tg.Tucker(0.05), gap=GAP, on_refresh="transport", complement="pass"):  # noqa: B008
+    """Return the momentum of ours."""
+    return tg.in_subspace(
+        optax.ema(0.9), projection, gap, on_refresh, complement, specs=tensor_specs
+    )
+
+
+def ours(numerator=None, specs=tensor_specs) -> Build:
+    """Return `subspace_momentum`, or one with another momentum or second moment."""
+    top = momentum() if numerator is None else numerator
+    return scaled(lambda: tg.scale_by_factored_rms(specs=specs, numerator=top))
+
+
+def outside_scaled(projection: tg.Projection) -> optax.GradientTransformation:
+    """Return momentum inside; outside the gradient, as much smaller as momentum made the inside."""
+    inside = momentum(projection, complement="drop")
+    kept = tg.filter_by(projection, GAP, specs=tensor_specs)
+
+    def init(params):
+        return inside.init(params), kept.init(params)
+
+    def update(updates, state, params=None):
+        averaged, first = inside.update(updates, state[0], params)
+        projected, second = kept.update(updates, state[1], params)
+
+        def add(a, p, g):
+            ratio = jnp.linalg.norm(a) / jnp.maximum(jnp.linalg.norm(p), 1e-30)
+            return a + ratio * (g - p)
+
+        return jax.tree.map(add, averaged, projected, updates), (first, second)
+
+    return optax.GradientTransformation(init, update)
+
+
+def spectral(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply a transformation to the spectral weights alone."""
+    return optax.masked(transform, lambda p: _map_specs(lambda spec, _: spec is not None, p))
+
+
+def others(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply a transformation to all other weights."""
+    return optax.masked(transform, lambda p: _map_specs(lambda spec, _: spec is None, p))
+
+
+def by_pairs(params):
+    """Return specs that factor a second moment into frequencies by pairs of channels."""
+
+    def of(spec, leaf):
+        channels = (leaf.ndim - 2, leaf.ndim - 1)
+        groups = (tuple(range(1, leaf.ndim - 2)), channels)
+        return spec and tg.TensorSpec(complex_axis=0, groups=groups)
+
+    return _map_specs(of, params)
+
+
+def _map_specs(function, params):
+    treedef = jax.tree.structure(params)
+    specs = treedef.flatten_up_to(tensor_specs(params))
+    pairs = zip(specs, jax.tree.leaves(params), strict=True)
+    return treedef.unflatten([function(spec, leaf) for spec, leaf in pairs])
+
+
+def _spectral_leaves(params):
+    specs = jax.tree.structure(params).flatten_up_to(tensor_specs(params))
+    return [x for x, s in zip(jax.tree.leaves(params), specs, strict=True) if s is not None]
+
+
+def _lazily(make):
+    """Return the transformation that `make` makes of the parameters."""
+    return optax.GradientTransformation(
+        lambda params: make(params).init(params),
+        lambda updates, state, params=None: make(updates).update(updates, state, params),
+    )
+
+
+COMPARED: dict[str, Build] = {
+    "AdamW": scaled(tg.scale_by_adam),
+    "subspace momentum 5%": ours(),
+    "subspace momentum 25%": ours(momentum(tg.Tucker(0.25))),
+    "TensorGRaD 5% + 20%": compressed(PAPER),
+    "TensorGRaD as published": paper,
+    "Adafactor": scaled(adafactor),
+    "no momentum": ours(others(optax.ema(0.9))),
+    "low rank 25%": compressed(tg.Tucker(0.25)),
+    "AdamW, b1 0.5": scaled(lambda: tg.scale_by_adam(b1=0.5)),
+    "Adafactor, momentum": scaled(lambda: adafactor(0.9)),
+    "GaLore 25%": scaled(galore),
+    "sparse 25%": compressed(tg.UnstructuredSparse(0.25)),
+}
+"""What is compared at its own best learning rate, in the order in which it is run."""
+
+ABLATION: dict[str, Build] = {
+    "outside dropped": ours(momentum(complement="drop")),
+    "outside scaled": ours(outside_scaled(tg.Tucker(0.05))),
+    "full momentum": ours(optax.ema(0.9)),
+    "full momentum, bfloat16": ours(optax.ema(0.9, accumulator_dtype=jnp.bfloat16)),
+    "full second moment": ours(specs=lambda params: _map_specs(lambda *_: None, params)),
+    "frequencies by pairs": ours(specs=by_pairs),
+    "normalised first": scaled(
+        lambda: optax.chain(tg.scale_by_factored_rms(specs=tensor_specs), momentum())
+    ),
+    "subspace 1%": ours(momentum(tg.Tucker(0.01))),
+    "gap 10": ours(momentum(gap=10)),
+    "gap 200": ours(momentum(gap=200)),
+    "momentum kept": ours(momentum(on_refresh="keep")),
+    "momentum reset": ours(momentum(on_refresh="reset")),
+    "5% single entries": ours(momentum(tg.UnstructuredSparse(0.05))),
+    "TensorGRaD, update doubled": compressed(PAPER, factor=2.0),
+    "TensorGRaD, moments kept": compressed(PAPER, "keep"),
+    "TensorGRaD, sum": compressed(tg.Sum(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))),
+    "low rank 25%, update doubled": compressed(tg.Tucker(0.25), factor=2.0),
+}
+"""One change each, at AdamW's best learning rate."""

@@ -1,0 +1,104 @@
+"""Is accuracy kept? AdamW, its relatives and compressed optimizers, on three tasks.
+
+    python studies/accuracy/run.py --darcy datasets/darcy --burgers datasets/burgers
+
+Every optimizer gets the best of the same learning rates, chosen on validation samples with seed 0;
+seeds 1 and 2 follow at that rate, and at AdamW's best rate for those that are meant to take it
+over. Then the ablation, at AdamW's best rate, and Burgers with ten times the steps. The test
+samples choose nothing. Missing data are generated.
+
+Results: results.jsonl, one line per run (a second call continues), table.md, ablation.md and
+accuracy.png. `--part 0/2` and `--part 1/2` share the work between two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from grid import best_rate, labelled, read, run_grid  # noqa: E402
+from optimizers import ABLATION, COMPARED  # noqa: E402
+from report import report  # noqa: E402
+
+from tensorgrad_jax.training.allocator import keep_freed_memory  # noqa: E402
+
+SEEDS = (0, 1, 2)
+RATES = {
+    "navier-stokes": (5e-3, 1e-2, 2e-2),
+    "darcy": (1e-2, 2e-2, 4e-2),
+    "burgers": (2.5e-3, 5e-3, 1e-2),
+    "burgers, long": (2.5e-3, 5e-3),
+}
+OURS = ("subspace momentum 5%", "subspace momentum 25%")
+LONG = ("AdamW", "subspace momentum 5%", "TensorGRaD 5% + 20%", "no momentum", "Adafactor")
+
+
+def tasks(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the flags of every task. The optimizer is not theirs."""
+
+    def flags(root, n_train, n_validation, *more):
+        sizes = ["--data.n_train", str(n_train), "--data.n_validation", str(n_validation)]
+        return [*more, "--data.root", root, *sizes, "--opt.tensorgrad", "False"]
+
+    config = lambda name: ("--config_file", f"{name}_tensorgrad_config.yaml")
+    burgers = flags(arguments.burgers, 700, 100, *config("burgers"))
+    return {
+        "navier-stokes": flags(arguments.navier_stokes, 448, 64),
+        "darcy": flags(arguments.darcy, 900, 100, *config("darcy")),
+        "burgers": burgers,
+        "burgers, long": [*burgers, "--opt.n_epochs", "120"],
+    }
+
+
+def main() -> None:
+    """Run what is missing, then report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--navier_stokes", default="datasets/ns_small", help="folder of the files")
+    parser.add_argument("--darcy", default="datasets/darcy", help="folder of the Darcy files")
+    parser.add_argument("--burgers", default="datasets/burgers", help="folder of the Burgers files")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th piece of work from the i-th")
+    parser.add_argument("--report", action="store_true", help="only report what is there")
+    arguments = parser.parse_args()
+    results = arguments.out / "results.jsonl"
+    if not arguments.report:
+        part, parts = map(int, arguments.part.split("/"))
+        train(tasks(arguments), results, slice(part, None, parts))
+    report(read(results), arguments.out)
+
+
+def train(tasks: dict[str, list[str]], results: Path, part: slice) -> None:
+    """Train what is missing of a part of the work."""
+    jax.config.update("jax_compilation_cache_dir", str(results.parent / "compiled"))
+    keep_freed_memory()
+    optimizers = COMPARED | ABLATION
+
+    def at(task, setting, rates, seeds):
+        own = [labelled(task, setting, r, s, tasks[task]) for r in rates for s in seeds]
+        run_grid(own, results, optimizers)
+
+    short = [task for task in tasks if task != "burgers, long"]
+    pairs = [(task, setting) for setting in COMPARED for task in short]
+    pairs += [("burgers, long", setting) for setting in LONG]
+    # AdamW first: others need its rate.
+    adamw = [pair for pair in pairs if pair[1] == "AdamW" and pair[0] in short]
+    for task, setting in (*adamw[part], *[p for p in pairs if p not in adamw][part]):
+        at(task, setting, RATES[task], SEEDS[:1])
+        rates = {best_rate(read(results), task, setting)}
+        if setting in OURS:
+            at(task, "AdamW", RATES[task], SEEDS[:1])
+            rates.add(best_rate(read(results), task, "AdamW"))
+        at(task, setting, sorted(rates), SEEDS)
+    pairs = [(task, setting) for setting in ABLATION for task in ("darcy", "burgers")]
+    for task, setting in pairs[part]:
+        at(task, setting, [best_rate(read(results), task, "AdamW")], SEEDS)
+
+
+if __name__ == "__main__":
+    main()
