@@ -40,7 +40,8 @@ def run_grid(
 
     Args:
         runs: for every run the labels it is known by and the flags of train.py.
-        results: a file of JSON lines: the labels, and of the run's summary what `KEPT` names.
+        results: a file of JSON lines: the labels, of the run's summary what `KEPT` names, and as
+            "curve" the training loss and the score of every epoch.
         optimizers: by the label "setting" what makes the optimizer in place of the flags, see
             `tensorgrad_jax.training.loop.run`.
     """
@@ -52,10 +53,13 @@ def run_grid(
         print(f"\n[{number}/{len(runs)}] {labels}", flush=True)
         build = (optimizers or {}).get(labels["setting"], build_optimizer)
         with tempfile.TemporaryDirectory() as folder:
-            summary = run(parse([*flags, "--opt.save_dir", folder]), build) / "summary.json"
-            values = json.loads(summary.read_text(encoding="utf-8"))
+            run_folder = run(parse([*flags, "--opt.save_dir", folder]), build)
+            values = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+            epochs = read(run_folder / "metrics.jsonl")
+        row = labels | {name: values[name] for name in KEPT}
+        row["curve"] = [(e["train_loss"], score(e)) for e in epochs]
         with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(labels | {name: values[name] for name in KEPT}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
 
 def error(row: Row) -> float:

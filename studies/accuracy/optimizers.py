@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from optax.contrib import GaLoreDimensionNumbers, scale_by_galore
+from tensorgrad_jax.models import tensor_specs
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.models import tensor_specs
 from tensorgrad_jax.training.options import Config
 from tensorgrad_jax.training.schedules import learning_rate_schedule
 
@@ -162,12 +162,12 @@ def _lazily(make):
 COMPARED: dict[str, Build] = {
     "AdamW": scaled(tg.scale_by_adam),
     "subspace momentum 5%": ours(),
-    "subspace momentum 25%": ours(momentum(tg.Tucker(0.25))),
     "TensorGRaD 5% + 20%": compressed(PAPER),
-    "TensorGRaD as published": paper,
-    "Adafactor": scaled(adafactor),
+    "subspace momentum 25%": ours(momentum(tg.Tucker(0.25))),
     "no momentum": ours(others(optax.ema(0.9))),
     "low rank 25%": compressed(tg.Tucker(0.25)),
+    "TensorGRaD as published": paper,
+    "Adafactor": scaled(adafactor),
     "AdamW, b1 0.5": scaled(lambda: tg.scale_by_adam(b1=0.5)),
     "Adafactor, momentum": scaled(lambda: adafactor(0.9)),
     "GaLore 25%": scaled(galore),
@@ -176,24 +176,24 @@ COMPARED: dict[str, Build] = {
 """What is compared at its own best learning rate, in the order in which it is run."""
 
 ABLATION: dict[str, Build] = {
-    "outside dropped": ours(momentum(complement="drop")),
-    "outside scaled": ours(outside_scaled(tg.Tucker(0.05))),
     "full momentum": ours(optax.ema(0.9)),
-    "full momentum, bfloat16": ours(optax.ema(0.9, accumulator_dtype=jnp.bfloat16)),
-    "full second moment": ours(specs=lambda params: _map_specs(lambda *_: None, params)),
+    "outside dropped": ours(momentum(complement="drop")),
     "frequencies by pairs": ours(specs=by_pairs),
+    "full second moment": ours(specs=lambda params: _map_specs(lambda *_: None, params)),
+    "subspace 1%": ours(momentum(tg.Tucker(0.01))),
     "normalised first": scaled(
         lambda: optax.chain(tg.scale_by_factored_rms(specs=tensor_specs), momentum())
     ),
-    "subspace 1%": ours(momentum(tg.Tucker(0.01))),
     "gap 10": ours(momentum(gap=10)),
     "gap 200": ours(momentum(gap=200)),
-    "momentum kept": ours(momentum(on_refresh="keep")),
-    "momentum reset": ours(momentum(on_refresh="reset")),
     "5% single entries": ours(momentum(tg.UnstructuredSparse(0.05))),
     "TensorGRaD, update doubled": compressed(PAPER, factor=2.0),
     "TensorGRaD, moments kept": compressed(PAPER, "keep"),
-    "TensorGRaD, sum": compressed(tg.Sum(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))),
     "low rank 25%, update doubled": compressed(tg.Tucker(0.25), factor=2.0),
+    "outside scaled": ours(outside_scaled(tg.Tucker(0.05))),
+    "momentum kept": ours(momentum(on_refresh="keep")),
+    "momentum reset": ours(momentum(on_refresh="reset")),
+    "full momentum, bfloat16": ours(optax.ema(0.9, accumulator_dtype=jnp.bfloat16)),
+    "TensorGRaD, sum": compressed(tg.Sum(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))),
 }
 """One change each, at AdamW's best learning rate."""

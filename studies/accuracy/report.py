@@ -1,2 +1,150 @@
-def report(rows, folder):
-    pass
+"""Tables and pictures of the accuracy study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from grid import Row, best_rate, error, runs_of
+from optimizers import ABLATION, COMPARED
+
+TASKS = ("navier-stokes", "darcy", "burgers", "burgers, long")
+BASE, OURS = "AdamW", "subspace momentum 5%"
+
+
+def report(rows: list[Row], folder: Path) -> None:
+    """Write table.md, ablation.md and accuracy.png of the runs that are there."""
+    rows = [r for r in rows if r["task"] in TASKS]
+    table = compared(rows)
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    changes = ablation(rows)
+    (folder / "ablation.md").write_text(changes, encoding="utf-8")
+    draw(rows, folder / "accuracy.png")
+    print(f"\n{table}\n{changes}")
+
+
+def compared(rows: list[Row]) -> str:
+    """Return every setting at its own best rate, and at AdamW's where that is another one."""
+    lines = [
+        "| task | optimizer | rate | test L2: mean, deviation (seeds) | of AdamW's | train loss "
+        "of AdamW's | state of AdamW's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        base = _at_best(rows, task, BASE)
+        for setting in COMPARED:
+            own = _at_best(rows, task, setting)
+            if not base or not own:
+                continue
+            at_base = runs_of(rows, task=task, setting=setting, rate=base[0]["rate"])
+            shown = [own]
+            if own[0]["rate"] != base[0]["rate"] and len(at_base) == len(own) > 1:
+                shown.append(at_base)
+            lines += [_line(task, setting, runs, base) for runs in shown]
+    return "\n".join(lines) + "\n"
+
+
+def ablation(rows: list[Row]) -> str:
+    """Return every change of ours at AdamW's best rate; numbers are those over ours."""
+    tasks = [t for t in TASKS if any(r["task"] == t and r["setting"] in ABLATION for r in rows)]
+    header = "".join(f" {t}: test L2 | train loss | state |" for t in tasks)
+    lines = [f"| change |{header}", "|---|" + "---|" * 3 * len(tasks)]
+    for setting in (BASE, OURS, *ABLATION):
+        cells = []
+        for task in tasks:
+            rate = best_rate(rows, task, BASE)
+            own = runs_of(rows, task=task, setting=setting, rate=rate)
+            ours = runs_of(rows, task=task, setting=OURS, rate=rate)
+            if not own or not ours:
+                cells += ["", "", ""]
+                continue
+            few = "" if len(own) == 3 else f" ({len(own)})"
+            cells.append(f"{_mean(own, error) / _mean(ours, error):.3f}{few}")
+            cells.append(f"{_mean(own, _train) / _mean(ours, _train):.3f}")
+            cells.append(f"{_state(own[0]):.1%}")
+        if any(cells):
+            lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw errors against the bytes of the state, and the curves of the long training."""
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(4.2 * len(TASKS), 3.6))
+    for axis, task in zip(axes, TASKS, strict=True):
+        base = _at_best(rows, task, BASE)
+        if not base:
+            axis.set_axis_off()
+            continue
+        for number, setting in enumerate(COMPARED):
+            own = _at_best(rows, task, setting)
+            if not own:
+                continue
+            color = f"C{number % 10}"
+            ratios = [error(r) / _mean(base, error) for r in own]
+            marker = "o" if number < 10 else "s"
+            axis.plot([_state(own[0])] * len(own), ratios, ".", color=color, alpha=0.5)
+            axis.plot(_state(own[0]), mean(ratios), marker, color=color, label=setting)
+        axis.axhline(1, color="0.7", zorder=0)
+        axis.set_xscale("log")
+        axis.set_title(task)
+        axis.set_xlabel("optimizer state / AdamW's")
+    axes[0].set_ylabel("test L2 / AdamW's mean")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=6, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    curves(rows, path.with_name("curves.png"))
+
+
+def curves(rows: list[Row], path: Path) -> None:
+    """Draw loss and validation error of the long training, epoch by epoch."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for number, setting in enumerate(COMPARED):
+        own = [r for r in _at_best(rows, "burgers, long", setting) if r.get("curve")]
+        for run in own:
+            for axis, values in zip(axes, zip(*run["curve"], strict=True), strict=True):
+                label = setting if run is own[0] else None
+                axis.plot(range(1, len(values) + 1), values, color=f"C{number}", label=label, lw=1)
+    for axis, title in zip(axes, ("training loss", "validation L2"), strict=True):
+        axis.set_yscale("log")
+        axis.set_xlabel("epoch")
+        axis.set_title(f"Burgers, long: {title}")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _line(task: str, setting: str, own: Sequence[Row], base: Sequence[Row]) -> str:
+    errors = [error(r) for r in own]
+    spread = f" ± {stdev(errors):.4f}" if len(errors) > 1 else ""
+    return (
+        f"| {task} | {setting} | {own[0]['rate']:g} | {mean(errors):.4f}{spread} ({len(own)}) | "
+        f"{mean(errors) / _mean(base, error):.3f} | {_mean(own, _train) / _mean(base, _train):.3f} "
+        f"| {_state(own[0]):.1%} |"
+    )
+
+
+def _at_best(rows: list[Row], task: str, setting: str) -> list[Row]:
+    if not runs_of(rows, task=task, setting=setting, seed=0):
+        return []
+    return runs_of(rows, task=task, setting=setting, rate=best_rate(rows, task, setting))
+
+
+def _mean(rows: Sequence[Row], value) -> float:
+    return mean(value(r) for r in rows)
+
+
+def _train(row: Row) -> float:
+    return row["train_loss"]
+
+
+def _state(row: Row) -> float:
+    return row["optimizer_state_bytes"] / row["adamw_state_bytes"]

@@ -83,21 +83,32 @@ def train(tasks: dict[str, list[str]], results: Path, part: slice) -> None:
         own = [labelled(task, setting, r, s, tasks[task]) for r in rates for s in seeds]
         run_grid(own, results, optimizers)
 
-    short = [task for task in tasks if task != "burgers, long"]
-    pairs = [(task, setting) for setting in COMPARED for task in short]
-    pairs += [("burgers, long", setting) for setting in LONG]
-    # AdamW first: others need its rate.
-    adamw = [pair for pair in pairs if pair[1] == "AdamW" and pair[0] in short]
-    for task, setting in (*adamw[part], *[p for p in pairs if p not in adamw][part]):
+    def best(task, setting):
         at(task, setting, RATES[task], SEEDS[:1])
-        rates = {best_rate(read(results), task, setting)}
-        if setting in OURS:
-            at(task, "AdamW", RATES[task], SEEDS[:1])
-            rates.add(best_rate(read(results), task, "AdamW"))
-        at(task, setting, sorted(rates), SEEDS)
-    pairs = [(task, setting) for setting in ABLATION for task in ("darcy", "burgers")]
-    for task, setting in pairs[part]:
-        at(task, setting, [best_rate(read(results), task, "AdamW")], SEEDS)
+        return best_rate(read(results), task, setting)
+
+    for task, setting in pieces()[part]:
+        if setting in COMPARED:
+            rates = {best(task, setting)}
+            if setting in OURS:
+                rates.add(best(task, "AdamW"))
+            at(task, setting, sorted(rates), SEEDS)
+        else:
+            at(task, setting, [best(task, "AdamW")], SEEDS)
+
+
+def pieces() -> list[tuple[str, str]]:
+    """Return task and setting of every piece of work, what matters most first."""
+    short, cheap = ("navier-stokes", "darcy", "burgers"), ("darcy", "burgers")
+    first, later = list(COMPARED)[:4], list(COMPARED)[4:]
+    return [
+        *((task, setting) for setting in first for task in short),
+        *(("burgers, long", setting) for setting in LONG[:2]),
+        *((task, setting) for setting in ABLATION for task in cheap),
+        *((task, setting) for setting in later for task in cheap),
+        *(("burgers, long", setting) for setting in LONG[2:]),
+        *(("navier-stokes", setting) for setting in later),
+    ]
 
 
 if __name__ == "__main__":
