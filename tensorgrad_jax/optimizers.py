@@ -120,6 +120,7 @@ def projected_adamw(
     stagger: bool = False,
     seed: int = 0,
     per_layer: bool = True,
+    match_size: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose moments live in the compact space of any projection.
 
@@ -138,6 +139,7 @@ def projected_adamw(
         stagger: refresh the parameters at different steps, see `in_subspace`.
         seed: of random projections.
         per_layer: handle large parameters one after the other, see `in_subspace`.
+        match_size: make the update as large as AdamW's, see `in_subspace`.
 
     Returns:
         A transformation to be used as any of Optax's.
@@ -158,6 +160,7 @@ def projected_adamw(
             stagger=stagger,
             seed=seed,
             per_layer=per_layer,
+            match_size=match_size,
         ),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),

@@ -182,6 +182,20 @@ def test_a_gradient_that_is_not_finite_leaves_the_basis_and_puts_the_refresh_off
     assert np.any(later.basis["pair"][1][0] != state.basis["pair"][1][0])
 
 
+@pytest.mark.parametrize("spec", [tg.TensorSpec(), tg.TensorSpec(complex_axis=0)])
+@pytest.mark.parametrize("projection", [tg.Tucker(0.1), tg.UnstructuredSparse(0.05)])
+def test_match_size_makes_updates_as_large_as_those_of_the_inner_optimizer(spec, projection):
+    """Adam's first update has entries of magnitude one: so has, on the average, the lifted one."""
+    g = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8, 7)), jnp.float32)
+    for match in (True, False):
+        optimizer = tg.in_subspace(tg.scale_by_adam(), projection, specs=spec, match_size=match)
+        update, state = optimizer.update(g, optimizer.init(g))
+        numbers = g.size // (1 if spec.complex_axis is None else 2)
+        kept = sum(x.size for x in jax.tree.leaves(state.inner.nu["params"]))
+        squares = jnp.sum(update**2) / numbers
+        assert squares == pytest.approx(1 if match else kept / numbers, rel=1e-3)
+
+
 def test_stagger_spreads_the_refreshes_over_the_gap():
     params = {name: jnp.ones((2, 3, 4)) * i for i, name in enumerate("abcd", 1)}
     specs = dict.fromkeys(params, tg.TensorSpec())
@@ -272,6 +286,8 @@ def test_moments_that_cannot_be_carried_are_refused_in_init():
         ({"on_refresh": "carry"}, "on_refresh must be one of .*, got 'carry'"),
         ({"complement": "add"}, "complement must be one of .*, got 'add'"),
         ({"stagger": 1}, "stagger must be True or False, got 1"),
+        ({"match_size": 1}, "match_size must be True or False, got 1"),
+        ({"match_size": True, "complement": "pass"}, 'match_size needs complement="drop"'),
         ({"seed": 0.5}, "seed must be an integer, got 0.5"),
     ],
 )

@@ -284,6 +284,12 @@ class LeafProjection:
             )
         )
 
+    @property
+    def budget(self) -> float:
+        """Entries of the compact form / entries of the leaf; complex numbers are one entry."""
+        n = math.prod(self.shape) // (1 if self.spec.complex_axis is None else 2)
+        return sum(math.prod(s.shape) for s in jax.tree.leaves(self.compact_struct())) / n
+
     def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Choose the subspace of every stacked tensor anew."""
         if not self.spec.batch_axes:

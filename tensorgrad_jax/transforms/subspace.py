@@ -13,6 +13,7 @@ gradient outside the subspace by `complement`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -60,6 +61,7 @@ def in_subspace(
     stagger: bool = False,
     seed: int = 0,
     per_layer: bool = True,
+    match_size: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Run `inner` on compressed gradients and lift its updates back.
 
@@ -85,6 +87,10 @@ def in_subspace(
             last first: each gradient can be compressed and freed as soon as the backward pass
             has made it. Otherwise the compiler is free to work on all at once. The numbers are
             the same.
+        match_size: multiply the updates of compressed parameters by sqrt(entries / compact
+            entries): where `inner` makes updates of a fixed size per entry, as Adam does, the
+            lifted update then has that size too (root mean square), and the learning rate of the
+            uncompressed optimizer fits. Needs complement="drop".
 
     Returns:
         A transformation. Its updates of compressed leaves are float32 or wider. A refresh whose
@@ -113,7 +119,16 @@ def in_subspace(
             f"in_subspace: on_refresh must be one of {_ON_REFRESH}, got {on_refresh!r}"
         )
     return in_subspace_with(
-        inner, projection, update_proj_gap, on_refresh, complement, specs, stagger, seed, per_layer
+        inner,
+        projection,
+        update_proj_gap,
+        on_refresh,
+        complement,
+        specs,
+        stagger,
+        seed,
+        per_layer,
+        match_size,
     )
 
 
@@ -127,6 +142,7 @@ def in_subspace_with(
     stagger: bool = False,
     seed: int = 0,
     per_layer: bool = True,
+    match_size: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Do as `in_subspace`, where `on_refresh` may also be a rule of one's own.
 
@@ -141,8 +157,16 @@ def in_subspace_with(
         stagger: see there.
         seed: see there.
         per_layer: see there.
+        match_size: see there.
     """
-    _check_arguments(inner, projection, update_proj_gap, complement, stagger, seed, per_layer)
+    _check_arguments(inner, projection, update_proj_gap, complement, seed)
+    for name, value in (("stagger", stagger), ("per_layer", per_layer), ("match_size", match_size)):
+        if not isinstance(value, bool):
+            raise ValueError(f"in_subspace: {name} must be True or False, got {value!r}")
+    if match_size and complement == "pass":
+        raise ValueError(
+            'in_subspace: match_size needs complement="drop": what is passed on has its own size'
+        )
     subspace = _InSubspace(
         optax.with_extra_args_support(inner),
         projection,
@@ -153,6 +177,7 @@ def in_subspace_with(
         stagger,
         seed,
         per_layer,
+        match_size,
     )
     return optax.GradientTransformationExtraArgs(subspace.init, subspace.update)
 
@@ -168,6 +193,7 @@ class _InSubspace:
     stagger: bool
     seed: int
     per_layer: bool
+    match_size: bool
 
     def init(self, params):
         leaves = take_apart(params, self.projection, self.specs)
@@ -217,7 +243,11 @@ class _InSubspace:
                     tensors[name], scaled[name], compact[name], basis[name]
                 )
             else:
-                lifted = leaf.lift(scaled[name], basis[name])
+                update = scaled[name]
+                if self.match_size:
+                    factor = math.sqrt(1 / leaf.budget)
+                    update = jax.tree.map(lambda u, f=factor: f * u, update)
+                lifted = leaf.lift(update, basis[name])
             scaled[name] = leaf.to_leaf(lifted)
             done = scaled[name]
         updates = leaves.treedef.unflatten([scaled[name] for name in leaves.arrays])
@@ -271,7 +301,7 @@ def _all_finite(tree):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _check_arguments(inner, projection, gap, complement, stagger, seed, per_layer):
+def _check_arguments(inner, projection, gap, complement, seed):
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise ValueError(f"in_subspace: inner must be an Optax transformation, got {inner!r}")
     is_projection = lambda x: isinstance(x, Projection)
@@ -287,8 +317,5 @@ def _check_arguments(inner, projection, gap, complement, stagger, seed, per_laye
         raise ValueError(
             f"in_subspace: complement must be one of {_COMPLEMENT}, got {complement!r}"
         )
-    for name, value in (("stagger", stagger), ("per_layer", per_layer)):
-        if not isinstance(value, bool):
-            raise ValueError(f"in_subspace: {name} must be True or False, got {value!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"in_subspace: seed must be an integer, got {seed!r}")
