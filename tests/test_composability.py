@@ -31,6 +31,9 @@ OPTIMIZERS = {
     "projected_adamw": lambda **o: tg.projected_adamw(
         1e-2, tg.MatrixLowRank(0.25), update_proj_gap=2, weight_decay=0.1, **o
     ),
+    "subspace_momentum": lambda **o: tg.subspace_momentum(
+        1e-2, tg.Tucker(0.2), update_proj_gap=2, weight_decay=0.1, **o
+    ),
     "lion": lambda **o: optax.chain(
         tg.in_subspace(optax.scale_by_lion(), tg.StructuredSparse(0.3), 2, **o),
         optax.scale(-1e-2),

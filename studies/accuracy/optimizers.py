@@ -37,13 +37,16 @@ def scaled(make: Callable[[], optax.GradientTransformation]) -> Build:
     return build
 
 
-def compressed(projection: tg.Projection, on_refresh="transport", factor: float = 1.0) -> Build:
-    """Return AdamW in the subspace of a projection, its update times a factor."""
-    inner = tg.scale_by_adam()
+def compressed(projection: tg.Projection, on_refresh="transport", match_size=False) -> Build:
+    """Return AdamW in the subspace of a projection."""
     return scaled(
-        lambda: optax.chain(
-            tg.in_subspace(inner, projection, GAP, on_refresh, specs=tensor_specs),
-            spectral(optax.scale(factor)),
+        lambda: tg.in_subspace(
+            tg.scale_by_adam(),
+            projection,
+            GAP,
+            on_refresh,
+            specs=tensor_specs,
+            match_size=match_size,
         )
     )
 
@@ -118,11 +121,6 @@ def outside_scaled(projection: tg.Projection) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def spectral(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Apply a transformation to the spectral weights alone."""
-    return optax.masked(transform, lambda p: _map_specs(lambda spec, _: spec is not None, p))
-
-
 def others(transform: optax.GradientTransformation) -> optax.GradientTransformation:
     """Apply a transformation to all other weights."""
     return optax.masked(transform, lambda p: _map_specs(lambda spec, _: spec is None, p))
@@ -179,17 +177,17 @@ ABLATION: dict[str, Build] = {
     "full momentum": ours(optax.ema(0.9)),
     "outside dropped": ours(momentum(complement="drop")),
     "frequencies by pairs": ours(specs=by_pairs),
-    "full second moment": ours(specs=lambda params: _map_specs(lambda *_: None, params)),
     "subspace 1%": ours(momentum(tg.Tucker(0.01))),
+    "5% single entries": ours(momentum(tg.UnstructuredSparse(0.05))),
+    "TensorGRaD, size matched": compressed(PAPER, match_size=True),
+    "TensorGRaD, size matched, moments kept": compressed(PAPER, "keep", match_size=True),
+    "low rank 25%, size matched": compressed(tg.Tucker(0.25), match_size=True),
+    "full second moment": ours(specs=lambda params: _map_specs(lambda *_: None, params)),
+    "gap 10": ours(momentum(gap=10)),
+    "gap 200": ours(momentum(gap=200)),
     "normalised first": scaled(
         lambda: optax.chain(tg.scale_by_factored_rms(specs=tensor_specs), momentum())
     ),
-    "gap 10": ours(momentum(gap=10)),
-    "gap 200": ours(momentum(gap=200)),
-    "5% single entries": ours(momentum(tg.UnstructuredSparse(0.05))),
-    "TensorGRaD, update doubled": compressed(PAPER, factor=2.0),
-    "TensorGRaD, moments kept": compressed(PAPER, "keep"),
-    "low rank 25%, update doubled": compressed(tg.Tucker(0.25), factor=2.0),
     "outside scaled": ours(outside_scaled(tg.Tucker(0.05))),
     "momentum kept": ours(momentum(on_refresh="keep")),
     "momentum reset": ours(momentum(on_refresh="reset")),

@@ -101,11 +101,13 @@ def pieces() -> list[tuple[str, str]]:
     """Return task and setting of every piece of work, what matters most first."""
     short, cheap = ("navier-stokes", "darcy", "burgers"), ("darcy", "burgers")
     first, later = list(COMPARED)[:4], list(COMPARED)[4:]
+    changes, more_changes = list(ABLATION)[:8], list(ABLATION)[8:]
     return [
         *((task, setting) for setting in first for task in short),
         *(("burgers, long", setting) for setting in LONG[:2]),
-        *((task, setting) for setting in ABLATION for task in cheap),
+        *((task, setting) for setting in changes for task in cheap),
         *((task, setting) for setting in later for task in cheap),
+        *((task, setting) for setting in more_changes for task in cheap),
         *(("burgers, long", setting) for setting in LONG[2:]),
         *(("navier-stokes", setting) for setting in later),
     ]
