@@ -100,6 +100,13 @@ def ours(numerator=None, specs=tensor_specs) -> Build:
     return scaled(lambda: tg.scale_by_factored_rms(specs=specs, numerator=top))
 
 
+def channels_whole(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Return ours with a subspace of few combinations of frequencies: cheap to project on."""
+    n_modes = len(config.fno.n_modes)
+    shares = (*[0.05 ** (1 / n_modes)] * n_modes, 1.0, 1.0)
+    return ours(momentum(tg.Tucker(shares, factors="real")))(config, steps_per_epoch)
+
+
 def outside_scaled(projection: tg.Projection) -> optax.GradientTransformation:
     """Return momentum inside; outside the gradient, as much smaller as momentum made the inside."""
     inside = momentum(projection, complement="drop")
@@ -178,6 +185,7 @@ ABLATION: dict[str, Build] = {
     "outside dropped": ours(momentum(complement="drop")),
     "frequencies by pairs": ours(specs=by_pairs),
     "subspace 1%": ours(momentum(tg.Tucker(0.01))),
+    "channels whole, real factors": channels_whole,
     "5% single entries": ours(momentum(tg.UnstructuredSparse(0.05))),
     "TensorGRaD, size matched": compressed(PAPER, match_size=True),
     "TensorGRaD, size matched, moments kept": compressed(PAPER, "keep", match_size=True),

@@ -106,7 +106,10 @@ def scale_by_factored_rms(
         for (name, g), above in zip(arrays.items(), treedef.flatten_up_to(divided), strict=True):
             squares = abs_squared(g)
             pair = _pair_axes(g, chosen[name])
-            squares = squares.sum(pair, keepdims=True) if pair else squares
+            for axis in pair:
+                # Slices are added in the pass that squares; a sum over an axis would be its own.
+                first, second = jnp.split(squares, 2, axis)
+                squares = first + second
             averaged = _averaged_axes(name, g, chosen[name])
             nu[name] = tuple(
                 b2 * old + (1 - b2) * (squares.mean(axes, keepdims=True) if axes else squares)
