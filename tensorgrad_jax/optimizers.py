@@ -36,6 +36,7 @@ def tensorgrad(
     on_refresh: OnRefresh = "transport",
     mask: Any = None,
     seed: int = 0,
+    match_size: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """TensorGRaD: AdamW on a few single entries of each gradient tensor plus a Tucker core.
 
@@ -67,6 +68,8 @@ def tensorgrad(
         on_refresh: what happens to the moments at a refresh, see `in_subspace`.
         mask: which leaves to decay, see `optax.add_decayed_weights`.
         seed: of the random selection.
+        match_size: make the update as large as AdamW's, so that its learning rate fits, see
+            `in_subspace`.
 
     Returns:
         A transformation to be used as any of Optax's.
@@ -102,6 +105,7 @@ def tensorgrad(
         on_refresh=on_refresh,
         mask=mask,
         seed=seed,
+        match_size=match_size,
     )
 
 

@@ -128,6 +128,20 @@ def test_subspace_momentum_keeps_momentum_alone():
     assert [x.shape for x in divided.nu[name]] == [(1, 4, 3, 6, 1), (1, 4, 3, 1, 6)]
 
 
+def test_updates_are_made_as_large_as_adamws():
+    """Adam's first update has entries of one: so has, in the root mean square, the lifted one."""
+    flags = "--fno.n_modes [4,4] --fno.hidden_channels 6 --fno.n_layers 1 --opt.weight_decay 0"
+    rate = 1e-2
+    for match in ("True", "False"):
+        config = parse(f"{flags} --opt.match_update_size {match}".split())
+        params = nnx.to_pure_dict(nnx.state(build_model(config, 1, 1), nnx.Param))
+        optimizer = build_optimizer(config, 10)
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        (update,) = (x for x in jax.tree.leaves(updates) if x.ndim == 5)
+        squares = 2 * jnp.mean((update / rate) ** 2)  # of complex numbers
+        assert squares == pytest.approx(1, rel=0.1) if match == "True" else squares < 0.3
+
+
 def test_gaps():
     assert build_gap(parse([]).opt, 100) == 200
     flags = "--opt.update_proj_gap 10 --opt.update_proj_gap_end 40 --opt.update_proj_gap_mode "

@@ -62,7 +62,7 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
             optax.add_decayed_weights(opt.weight_decay),
             optax.scale_by_learning_rate(schedule),
         )
-    chain = tg.projected_adamw
+    chain = functools.partial(tg.projected_adamw, match_size=opt.match_update_size)
     if opt.optimizer_type == "subspace_momentum":
         chain = tg.subspace_momentum
     return chain(

@@ -242,6 +242,9 @@ class OptConfig:
     enforce_full_complex_precision: Annotated[
         bool, "float32 moments; False keeps the first moments in bfloat16"
     ] = True
+    match_update_size: Annotated[
+        bool, "compressed updates are made as large as AdamW's: times sqrt(entries / kept entries)"
+    ] = False
     per_layer_opt: Annotated[
         bool, "compress large gradients one after the other, as the backward pass makes them"
     ] = True

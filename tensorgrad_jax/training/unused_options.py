@@ -16,6 +16,7 @@ _REFRESH = (
     "update_proj_gap_mode",
     "update_proj_gap_end",
     "on_refresh",
+    "match_update_size",
     "per_layer_opt",
 )
 _LAMBDA = "tensorgrad_sum_lambda_sparse"
@@ -87,6 +88,8 @@ def _unused_by_projection(opt: OptConfig) -> dict[str, str]:
         reasons |= dict.fromkeys(names, f"opt.naive_galore is {opt.naive_galore}")
     if "tucker_warm_restart" not in reasons and opt.svd_type == "gram":
         reasons["tucker_warm_restart"] = "opt.svd_type is gram, which needs no start"
+    if opt.optimizer_type == "subspace_momentum":
+        reasons["match_update_size"] = "opt.optimizer_type subspace_momentum drops nothing"
     if _RESET not in reasons and opt.on_refresh != "transport":
         reasons[_RESET] = f"opt.on_refresh is {opt.on_refresh}, which holds for all moments"
     return reasons
