@@ -11,7 +11,6 @@ import pytest
 import tensorgrad_jax as tg
 from tensorgrad_jax.projections.selection import kept_count
 from tensorgrad_jax.transforms import reference_ranks, reference_slice_counts
-from tensorgrad_jax.transforms.subspace import in_subspace_with
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -229,7 +228,7 @@ def test_refresh_times(case):
     total = int(golden[f"case{case:02}_total_iters"])
     gap = schedule(int(golden[f"case{case:02}_mode"]), start, end, total)
     projection, specs = tg.UnstructuredSparse(0.5), {"w": tg.TensorSpec()}
-    ours = in_subspace_with(optax.identity(), projection, gap, "keep", specs=specs)
+    ours = tg.in_subspace(optax.identity(), projection, gap, "keep", specs=specs)
     np.testing.assert_array_equal(refreshes(ours, 2000), golden[f"case{case:02}_scheduler"])
     reference = tg.reference_adamw(1e-3, projection, gap, specs=specs)
     np.testing.assert_array_equal(refreshes(reference, 2000), golden[f"case{case:02}_projector"])

@@ -31,7 +31,7 @@ from tensorgrad_jax.projections import Projection, StructuredSparse, Unstructure
 from tensorgrad_jax.projections.composite import Residual, Sum
 from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moments import ScaleByAdamState, scale_by_adam
-from tensorgrad_jax.transforms.subspace import Gap, in_subspace_with
+from tensorgrad_jax.transforms.subspace import Gap, in_subspace
 
 
 class ReferenceAdamWState(NamedTuple):
@@ -102,7 +102,7 @@ def reference_adamw(
                 value = value(jnp.where(count == 1, 0, count))
             return jnp.where(count == 0, 1, jnp.asarray(value).astype(jnp.int32))
 
-        moments = in_subspace_with(moments, projection, gap, carry, specs=specs, seed=seed)
+        moments = in_subspace(moments, projection, gap, carry, specs=specs, seed=seed)
 
     def init_fn(params):
         return ReferenceAdamWState(jnp.zeros((), jnp.int32), moments.init(params))

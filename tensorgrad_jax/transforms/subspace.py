@@ -55,7 +55,7 @@ def in_subspace(
     inner: optax.GradientTransformation,
     projection: Projection | PyTree,
     update_proj_gap: Gap = 200,
-    on_refresh: OnRefresh = "transport",
+    on_refresh: OnRefresh | Carry = "transport",
     complement: Literal["drop", "pass"] = "drop",
     specs: Specs = None,
     stagger: bool = False,
@@ -74,7 +74,8 @@ def in_subspace(
             each refresh, `max(1, int(gap(step)))`. The first refresh is at step 0.
         on_refresh: what happens to the moments when the subspace changes. "transport" carries
             first moments over linearly and second ones by squared overlaps; "keep" leaves their
-            numbers as they are, now read in the new basis; "reset" starts them anew.
+            numbers as they are, now read in the new basis; "reset" starts them anew; a function
+            (projection of the leaf, moment, old basis, new basis) -> moment is a rule of one's own.
         complement: the part of the gradient outside the subspace is dropped ("drop") or added
             to the update as it is ("pass").
         specs: which leaves to compress: a pytree like the parameters of `TensorSpec` or None, or
@@ -114,52 +115,7 @@ def in_subspace(
         >>> tg.state_bytes(optax.adam(1e-3).init(params))["moments"]
         16512
     """
-    if on_refresh not in _ON_REFRESH:
-        raise ValueError(
-            f"in_subspace: on_refresh must be one of {_ON_REFRESH}, got {on_refresh!r}"
-        )
-    return in_subspace_with(
-        inner,
-        projection,
-        update_proj_gap,
-        on_refresh,
-        complement,
-        specs,
-        stagger,
-        seed,
-        per_layer,
-        match_size,
-    )
-
-
-def in_subspace_with(
-    inner: optax.GradientTransformation,
-    projection: Projection | PyTree,
-    update_proj_gap: Gap,
-    on_refresh: OnRefresh | Carry,
-    complement: Literal["drop", "pass"] = "drop",
-    specs: Specs = None,
-    stagger: bool = False,
-    seed: int = 0,
-    per_layer: bool = True,
-    match_size: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """Do as `in_subspace`, where `on_refresh` may also be a rule of one's own.
-
-    Args:
-        inner: see `in_subspace`, also for the other arguments.
-        projection: see there.
-        update_proj_gap: see there.
-        on_refresh: "transport", "keep", "reset", or a function (projection of the leaf, moment,
-            old basis, new basis) -> moment.
-        complement: see there.
-        specs: see there.
-        stagger: see there.
-        seed: see there.
-        per_layer: see there.
-        match_size: see there.
-    """
-    _check_arguments(inner, projection, update_proj_gap, complement, seed)
+    _check_arguments(inner, projection, update_proj_gap, on_refresh, complement, seed)
     for name, value in (("stagger", stagger), ("per_layer", per_layer), ("match_size", match_size)):
         if not isinstance(value, bool):
             raise ValueError(f"in_subspace: {name} must be True or False, got {value!r}")
@@ -301,7 +257,7 @@ def _all_finite(tree):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _check_arguments(inner, projection, gap, complement, seed):
+def _check_arguments(inner, projection, gap, on_refresh, complement, seed):
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise ValueError(f"in_subspace: inner must be an Optax transformation, got {inner!r}")
     is_projection = lambda x: isinstance(x, Projection)
@@ -312,6 +268,10 @@ def _check_arguments(inner, projection, gap, complement, seed):
     if not callable(gap) and (isinstance(gap, bool) or not isinstance(gap, int) or gap < 1):
         raise ValueError(
             f"in_subspace: update_proj_gap must be a positive integer or a schedule, got {gap!r}"
+        )
+    if on_refresh not in _ON_REFRESH and not callable(on_refresh):
+        raise ValueError(
+            f"in_subspace: on_refresh must be one of {_ON_REFRESH}, got {on_refresh!r}"
         )
     if complement not in _COMPLEMENT:
         raise ValueError(
