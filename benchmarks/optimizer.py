@@ -118,6 +118,10 @@ def step(peers: Peers, rounds: int) -> dict[str, Any]:
             1e-3, tg.Tucker(RANKS, factors="real"), **options
         ),
         "2% + ranks (4, 17, 64, 64), bfloat16 first moments": half,
+        "subspace_momentum 5%, uniform ranks": tg.subspace_momentum(1e-3, **options),
+        "subspace_momentum, ranks (4, 7, 64, 64), real factors": tg.subspace_momentum(
+            1e-3, tg.Tucker((4, 7, 64, 64), factors="real"), **options
+        ),
     }
     runs, shares, temporaries = {}, {}, {}
     for name, optimizer in optimizers.items():

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from grid import Row, best_rate, error, runs_of
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from optimizers import ABLATION, COMPARED
 
 TASKS = ("navier-stokes", "darcy", "burgers", "burgers, long")
@@ -82,7 +83,7 @@ def draw(rows: list[Row], path: Path) -> None:
             continue
         for number, setting in enumerate(COMPARED):
             own = _at_best(rows, task, setting)
-            if not own:
+            if len(own) < 3:
                 continue
             color = f"C{number % 10}"
             ratios = [error(r) / _mean(base, error) for r in own]
@@ -91,11 +92,19 @@ def draw(rows: list[Row], path: Path) -> None:
             axis.plot(_state(own[0]), mean(ratios), marker, color=color, label=setting)
         axis.axhline(1, color="0.7", zorder=0)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.25, 0.5, 1]))
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlim(0.04, 1.3)
         axis.set_title(task)
         axis.set_xlabel("optimizer state / AdamW's")
     axes[0].set_ylabel("test L2 / AdamW's mean")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=6, fontsize=8, frameon=False)
+    shown = {}
+    for axis in axes:
+        shown |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        shown.values(), shown.keys(), loc="lower center", ncol=6, fontsize=8, frameon=False
+    )
     figure.tight_layout(rect=(0, 0.13, 1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
