@@ -238,7 +238,7 @@ def test_a_diverging_run_says_so(data, tmp_path, capsys):
         ({"opt.learning_rat": 1}, "opt.learning_rate"),
         ({"opt.learning_rate": "fast"}, "opt.learning_rate"),
         ({"opt.n_epochs": 0}, "opt.n_epochs"),
-        ({"data.n_train": 21}, "has 20 samples, 21 are wanted"),
+        ({"data.n_train": 21}, "has 23 samples, 24 are wanted"),
         ({"data.viscosity": 0.5}, "made with viscosity=0.002, not 0.5"),
         ({"data.root": "/nowhere", "data.generate": "False"}, "no folder /nowhere"),
         ({"data.problem": "mine"}, "no mine_train_16.hdf5"),
