@@ -14,6 +14,7 @@ from tensorgrad_jax.projections.ranks import RankSpec
 from tensorgrad_jax.transforms import in_subspace, scale_by_adam, scale_by_factored_rms
 from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moment_dicts import OnRefresh
+from tensorgrad_jax.transforms.moments import momentum
 from tensorgrad_jax.transforms.subspace import Gap
 
 
@@ -224,8 +225,8 @@ def subspace_momentum(
     b1, b2, eps, weight_decay = (_real(x) for x in (b1, b2, eps, weight_decay))
     if not callable(learning_rate):
         learning_rate = _real(learning_rate)
-    momentum = in_subspace(
-        optax.ema(b1, accumulator_dtype=mu_dtype),
+    numerator = in_subspace(
+        momentum(b1, mu_dtype),
         projection,
         update_proj_gap=update_proj_gap,
         on_refresh=on_refresh,
@@ -236,7 +237,7 @@ def subspace_momentum(
         per_layer=per_layer,
     )
     return optax.chain(
-        scale_by_factored_rms(b2, eps, specs, numerator=momentum),
+        scale_by_factored_rms(b2, eps, specs, numerator),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -16,7 +16,7 @@ def draw(*shape, seed=0):
 def apply(transform, gradients):
     state = transform.init(gradients[0])
     for g in gradients:
-        update, state = transform.update(g, state)
+        update, state = transform.update(g, state, g)
     return update, state
 
 
@@ -135,6 +135,17 @@ def test_groups_that_do_not_fit_are_refused(groups):
     spec = tg.TensorSpec(groups=groups)
     with pytest.raises(ValueError, match="groups"):
         tg.scale_by_factored_rms(specs=spec).init(jnp.zeros((3, 4, 5)))
+
+
+def test_momentum_in_bfloat16_is_half_as_large_also_of_complex_numbers():
+    gradients = [draw(2, 8, 5, 6, 7, seed=s) for s in range(3)]
+    make = lambda dtype: tg.subspace_momentum(
+        1.0, tg.Tucker(0.3), 2, specs=tg.TensorSpec(complex_axis=0), mu_dtype=dtype
+    )
+    (full, state), (half, small) = (apply(make(d), gradients) for d in (None, jnp.bfloat16))
+    kept, halved = (s[0].numerator.inner.mu["params"] for s in (state, small))
+    assert 2 * halved.nbytes == kept.nbytes
+    assert 0 < jnp.linalg.norm(half - full) < 0.01 * jnp.linalg.norm(full)
 
 
 def test_subspace_momentum_in_the_whole_space_is_adamw():

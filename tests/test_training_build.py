@@ -124,7 +124,7 @@ def test_subspace_momentum_keeps_momentum_alone():
     (divided, *_) = jax.eval_shape(build_optimizer(config, 10).init, params)
     subspace = divided.numerator
     (name,) = subspace.basis
-    assert subspace.inner.ema[name].size == 3 * 3 * 3 * 3  # complex
+    assert subspace.inner.mu[name].size == 3 * 3 * 3 * 3  # complex
     assert [x.shape for x in divided.nu[name]] == [(1, 4, 3, 6, 1), (1, 4, 3, 1, 6)]
 
 

@@ -81,20 +81,13 @@ def scale_by_adam(
         if value is not None and not jnp.issubdtype(value, jnp.floating):
             raise ValueError(f"scale_by_adam: {name} must be a real float dtype, got {value!r}")
 
-    def first_dtype(dtype):
-        return jnp.dtype(mu_dtype or jnp.promote_types(dtype, jnp.float32))
-
-    def first_zeros(p):
-        pair = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
-        return jnp.zeros((2, *p.shape) if pair else p.shape, first_dtype(p.dtype))
-
     def second_dtype(dtype):
         return jnp.dtype(nu_dtype or jnp.finfo(jnp.promote_types(dtype, jnp.float32)).dtype)
 
     def init_fn(params):
         return ScaleByAdamState(
             count=jnp.zeros((), jnp.int32),
-            mu=jax.tree.map(first_zeros, params),
+            mu=_first_zeros(params, mu_dtype),
             nu=jax.tree.map(lambda p: jnp.zeros(p.shape, second_dtype(p.dtype)), params),
         )
 
@@ -103,16 +96,11 @@ def scale_by_adam(
         count = cast(Array, optax.safe_increment(state.count))
         correct_first, correct_second = (1 - jnp.float32(b) ** count for b in (b1, b2))
 
-        def first(g, m):
-            wide = jnp.promote_types(g.dtype, jnp.float32)
-            old = unpacked(m, g).astype(wide)
-            return times_real(old, b1) + times_real(g.astype(wide), 1 - b1)
-
         def second(g, v):
             squared = abs_squared(g)
             return b2 * v.astype(squared.dtype) + (1 - b2) * squared
 
-        mu = jax.tree.map(first, updates, state.mu)
+        mu = _averaged(updates, state.mu, b1)
         nu = jax.tree.map(second, updates, state.nu)
 
         def scale(m, v):
@@ -123,6 +111,57 @@ def scale_by_adam(
         return scaled, ScaleByAdamState(count, store(mu, state.mu), store(nu, state.nu))
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+class MomentumState(NamedTuple):
+    """State of `momentum`: `count` and `mu` as in `ScaleByAdamState`."""
+
+    count: Int32[Array, ""]
+    mu: PyTree[Array]
+
+
+def momentum(b1: ArrayLike = 0.9, mu_dtype: Any = None) -> optax.GradientTransformation:
+    """Average gradients as Adam's corrected first moment does; `optax.ema` for complex numbers too.
+
+    Args:
+        b1: decay, in [0, 1).
+        mu_dtype: see `scale_by_adam`, whose stored moments these are.
+    """
+
+    def init_fn(params):
+        return MomentumState(jnp.zeros((), jnp.int32), _first_zeros(params, mu_dtype))
+
+    def update_fn(updates, state, params=None):
+        del params
+        count = cast(Array, optax.safe_increment(state.count))
+        mu = _averaged(updates, state.mu, b1)
+        correct = 1 - jnp.float32(b1) ** count
+        corrected = jax.tree.map(lambda m: times_real(m, 1 / correct), mu)
+        return corrected, MomentumState(count, jax.tree.map(packed_like, mu, state.mu))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _first_zeros(params, mu_dtype):
+    """Return first moments at their start, complex ones as pairs where `mu_dtype` is given."""
+
+    def zeros(p):
+        pair = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
+        dtype = jnp.dtype(mu_dtype or jnp.promote_types(p.dtype, jnp.float32))
+        return jnp.zeros((2, *p.shape) if pair else p.shape, dtype)
+
+    return jax.tree.map(zeros, params)
+
+
+def _averaged(updates, stored, b1):
+    """Return the next first moments, unpacked and in float32 or wider."""
+
+    def average(g, m):
+        wide = jnp.promote_types(g.dtype, jnp.float32)
+        old = unpacked(m, g).astype(wide)
+        return times_real(old, b1) + times_real(g.astype(wide), 1 - b1)
+
+    return jax.tree.map(average, updates, stored)
 
 
 def abs_squared(g: Array) -> Array:
