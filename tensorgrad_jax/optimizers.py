@@ -152,24 +152,19 @@ def projected_adamw(
     Raises:
         ValueError: if an argument is not one of these.
     """
-    b1, b2, eps, weight_decay = (_real(x) for x in (b1, b2, eps, weight_decay))
-    if not callable(learning_rate):
-        learning_rate = _real(learning_rate)
-    return optax.chain(
-        in_subspace(
-            scale_by_adam(b1, b2, eps, mu_dtype),
-            projection,
-            update_proj_gap=update_proj_gap,
-            on_refresh=on_refresh,
-            specs=specs,
-            stagger=stagger,
-            seed=seed,
-            per_layer=per_layer,
-            match_size=match_size,
-        ),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+    b1, b2, eps = (_real(x) for x in (b1, b2, eps))
+    scaled = in_subspace(
+        scale_by_adam(b1, b2, eps, mu_dtype),
+        projection,
+        update_proj_gap=update_proj_gap,
+        on_refresh=on_refresh,
+        specs=specs,
+        stagger=stagger,
+        seed=seed,
+        per_layer=per_layer,
+        match_size=match_size,
     )
+    return _with_decay_and_rate(scaled, weight_decay, mask, learning_rate)
 
 
 def subspace_momentum(
@@ -222,9 +217,7 @@ def subspace_momentum(
     Raises:
         ValueError: if an argument is not one of these.
     """
-    b1, b2, eps, weight_decay = (_real(x) for x in (b1, b2, eps, weight_decay))
-    if not callable(learning_rate):
-        learning_rate = _real(learning_rate)
+    b1, b2, eps = (_real(x) for x in (b1, b2, eps))
     numerator = in_subspace(
         momentum(b1, mu_dtype),
         projection,
@@ -236,9 +229,22 @@ def subspace_momentum(
         seed=seed,
         per_layer=per_layer,
     )
+    scaled = scale_by_factored_rms(b2, eps, specs, numerator)
+    return _with_decay_and_rate(scaled, weight_decay, mask, learning_rate)
+
+
+def _with_decay_and_rate(
+    scaled: optax.GradientTransformation,
+    weight_decay: float | Array,
+    mask: Any,
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    """Return what AdamW does to scaled gradients: decoupled decay, then the step size."""
+    if not callable(learning_rate):
+        learning_rate = _real(learning_rate)
     return optax.chain(
-        scale_by_factored_rms(b2, eps, specs, numerator),
-        optax.add_decayed_weights(weight_decay, mask),
+        scaled,
+        optax.add_decayed_weights(_real(weight_decay), mask),
         optax.scale_by_learning_rate(learning_rate),
     )
 
