@@ -8,6 +8,7 @@ are named after.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +38,13 @@ def scaled(make: Callable[[], optax.GradientTransformation]) -> Build:
     return build
 
 
-def compressed(projection: tg.Projection, on_refresh="transport", match_size=False) -> Build:
+def compressed(
+    projection: tg.Projection, on_refresh="transport", match_size=False, adam=tg.scale_by_adam
+) -> Build:
     """Return AdamW in the subspace of a projection."""
     return scaled(
         lambda: tg.in_subspace(
-            tg.scale_by_adam(),
+            adam(),
             projection,
             GAP,
             on_refresh,
@@ -87,24 +90,52 @@ def adafactor(momentum: float | None = None) -> optax.GradientTransformation:
     )
 
 
-def momentum(projection=tg.Tucker(0.05), gap=GAP, on_refresh="transport", complement="pass"):  # noqa: B008
+def momentum(
+    projection=tg.Tucker(0.05),  # noqa: B008
+    gap=GAP,
+    on_refresh="transport",
+    complement="pass",
+    b1=0.9,
+    specs=tensor_specs,
+):
     """Return the momentum of ours."""
-    return tg.in_subspace(
-        optax.ema(0.9), projection, gap, on_refresh, complement, specs=tensor_specs
-    )
+    return tg.in_subspace(optax.ema(b1), projection, gap, on_refresh, complement, specs=specs)
 
 
-def ours(numerator=None, specs=tensor_specs) -> Build:
+def ours(numerator=None, specs=tensor_specs, b2=0.999) -> Build:
     """Return `subspace_momentum`, or one with another momentum or second moment."""
     top = momentum() if numerator is None else numerator
-    return scaled(lambda: tg.scale_by_factored_rms(specs=specs, numerator=top))
+    return scaled(lambda: tg.scale_by_factored_rms(b2, specs=specs, numerator=top))
 
 
-def channels_whole(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Return ours with a subspace of few combinations of frequencies: cheap to project on."""
-    n_modes = len(config.fno.n_modes)
-    shares = (*[0.05 ** (1 / n_modes)] * n_modes, 1.0, 1.0)
-    return ours(momentum(tg.Tucker(shares, factors="real")))(config, steps_per_epoch)
+def with_ranks(modes: float, channels: float, factors: Literal["complex", "real"]) -> Build:
+    """Return ours with these shares of all frequencies together and of each channel axis."""
+
+    def build(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
+        n_modes = len(config.fno.n_modes)
+        shares = (*[modes ** (1 / n_modes)] * n_modes, channels, channels)
+        return ours(momentum(tg.Tucker(shares, factors=factors)))(config, steps_per_epoch)
+
+    return build
+
+
+def carried_over(projection: tg.Projection) -> optax.GradientTransformation:
+    """Return momentum inside; what lies outside is added to the next gradient, in bfloat16."""
+    inside = momentum(projection, complement="drop")
+    kept = tg.filter_by(projection, GAP, specs=tensor_specs)
+
+    def init(params):
+        outside = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.bfloat16), params)
+        return inside.init(params), kept.init(params), outside
+
+    def update(updates, state, params=None):
+        total = jax.tree.map(lambda g, e: g + e.astype(g.dtype), updates, state[2])
+        averaged, first = inside.update(total, state[0], params)
+        projected, second = kept.update(total, state[1], params)
+        outside = jax.tree.map(lambda t, p: (t - p).astype(jnp.bfloat16), total, projected)
+        return averaged, (first, second, outside)
+
+    return optax.GradientTransformation(init, update)
 
 
 def outside_scaled(projection: tg.Projection) -> optax.GradientTransformation:
@@ -131,6 +162,16 @@ def outside_scaled(projection: tg.Projection) -> optax.GradientTransformation:
 def others(transform: optax.GradientTransformation) -> optax.GradientTransformation:
     """Apply a transformation to all other weights."""
     return optax.masked(transform, lambda p: _map_specs(lambda spec, _: spec is None, p))
+
+
+def every_weight(params):
+    """Return specs for all weights: those of spectral ones, and of every large matrix."""
+
+    def of(spec, leaf):
+        large = leaf.ndim >= 2 and leaf.size > 500
+        return spec or (tg.TensorSpec() if large else None)
+
+    return _map_specs(of, params)
 
 
 def by_pairs(params):
@@ -185,7 +226,7 @@ ABLATION: dict[str, Build] = {
     "outside dropped": ours(momentum(complement="drop")),
     "frequencies by pairs": ours(specs=by_pairs),
     "subspace 1%": ours(momentum(tg.Tucker(0.01))),
-    "channels whole, real factors": channels_whole,
+    "channels whole, real factors": with_ranks(0.05, 1.0, "real"),
     "5% single entries": ours(momentum(tg.UnstructuredSparse(0.05))),
     "TensorGRaD, size matched": compressed(PAPER, match_size=True),
     "TensorGRaD, size matched, moments kept": compressed(PAPER, "keep", match_size=True),
@@ -201,5 +242,27 @@ ABLATION: dict[str, Build] = {
     "momentum reset": ours(momentum(on_refresh="reset")),
     "full momentum, bfloat16": ours(optax.ema(0.9, accumulator_dtype=jnp.bfloat16)),
     "TensorGRaD, sum": compressed(tg.Sum(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))),
+    "every weight": ours(momentum(specs=every_weight), every_weight),
+    "frequencies whole": with_ranks(1.0, 0.05**0.5, "complex"),
+    "real factors": ours(momentum(tg.Tucker(0.05, factors="real"))),
+    "and 5% single entries": ours(
+        momentum(tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.05)))
+    ),
+    "outside carried over": ours(carried_over(tg.Tucker(0.05))),
+    "b1 0.8": ours(momentum(b1=0.8)),
+    "b1 0.95": ours(momentum(b1=0.95)),
+    "b2 0.99": ours(b2=0.99),
+    "TensorGRaD, size matched, largest entries": compressed(
+        tg.Residual(tg.UnstructuredSparse(0.05, "topk"), tg.Tucker(0.20)), match_size=True
+    ),
+    "TensorGRaD, size matched, low rank first": compressed(
+        tg.Residual(tg.Tucker(0.20), tg.UnstructuredSparse(0.05)), match_size=True
+    ),
+    "TensorGRaD, size matched, lambda 0.5": compressed(
+        tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.20), (0.5, 1.0)), match_size=True
+    ),
+    "TensorGRaD, size matched, b2 0.99": compressed(
+        PAPER, match_size=True, adam=lambda: tg.scale_by_adam(b2=0.99)
+    ),
 }
 """One change each, at AdamW's best learning rate."""

@@ -14,6 +14,7 @@ from grid import Row, best_rate, error, runs_of
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from optimizers import ABLATION, COMPARED
 
+FIRST_SEEDS = 3
 TASKS = ("navier-stokes", "darcy", "burgers", "burgers, long")
 BASE, OURS = "AdamW", "subspace momentum 5%"
 
@@ -59,12 +60,12 @@ def ablation(rows: list[Row]) -> str:
         cells = []
         for task in tasks:
             rate = best_rate(rows, task, BASE)
-            own = runs_of(rows, task=task, setting=setting, rate=rate)
-            ours = runs_of(rows, task=task, setting=OURS, rate=rate)
+            own = runs_of(rows, task=task, setting=setting, rate=rate)[:FIRST_SEEDS]
+            ours = _same_seeds(runs_of(rows, task=task, setting=OURS, rate=rate), own)
             if not own or not ours:
                 cells += ["", "", ""]
                 continue
-            few = "" if len(own) == 3 else f" ({len(own)})"
+            few = "" if len(own) == FIRST_SEEDS else f" ({len(own)})"
             cells.append(f"{_mean(own, error) / _mean(ours, error):.3f}{few}")
             cells.append(f"{_mean(own, _train) / _mean(ours, _train):.3f}")
             cells.append(f"{_state(own[0]):.1%}")
@@ -86,7 +87,7 @@ def draw(rows: list[Row], path: Path) -> None:
             if len(own) < 3:
                 continue
             color = f"C{number % 10}"
-            ratios = [error(r) / _mean(base, error) for r in own]
+            ratios = [error(r) / _mean(_same_seeds(base, own), error) for r in own]
             marker = "o" if number < 10 else "s"
             axis.plot([_state(own[0])] * len(own), ratios, ".", color=color, alpha=0.5)
             axis.plot(_state(own[0]), mean(ratios), marker, color=color, label=setting)
@@ -132,6 +133,7 @@ def curves(rows: list[Row], path: Path) -> None:
 
 
 def _line(task: str, setting: str, own: Sequence[Row], base: Sequence[Row]) -> str:
+    base = _same_seeds(base, own)
     errors = [error(r) for r in own]
     spread = f" ± {stdev(errors):.4f}" if len(errors) > 1 else ""
     return (
@@ -145,6 +147,12 @@ def _at_best(rows: list[Row], task: str, setting: str) -> list[Row]:
     if not runs_of(rows, task=task, setting=setting, seed=0):
         return []
     return runs_of(rows, task=task, setting=setting, rate=best_rate(rows, task, setting))
+
+
+def _same_seeds(rows: Sequence[Row], other: Sequence[Row]) -> list[Row]:
+    """Return the runs that another setting has a run of the same seed beside."""
+    seeds = {r["seed"] for r in other}
+    return [r for r in rows if r["seed"] in seeds]
 
 
 def _mean(rows: Sequence[Row], value) -> float:
