@@ -38,7 +38,7 @@ def error(params, pairs, target):
 
 rate = optax.cosine_decay_schedule(2e-2, STEPS)
 projection = tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))
-subspace = tg.in_subspace(tg.scale_by_adam(), projection, update_proj_gap=50)
+subspace = tg.in_subspace(tg.scale_by_adam(), projection, update_proj_gap=50, match_size=True)
 clip = optax.clip_by_global_norm(1.0)
 compressed = optax.chain(clip, subspace, optax.scale_by_learning_rate(rate))
 for name, optimizer in {"AdamW": optax.adamw(rate), "compressed": compressed}.items():

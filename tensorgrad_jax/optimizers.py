@@ -37,7 +37,7 @@ def tensorgrad(
     on_refresh: OnRefresh = "transport",
     mask: Any = None,
     seed: int = 0,
-    match_size: bool = False,
+    match_size: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """TensorGRaD: AdamW on a few single entries of each gradient tensor plus a Tucker core.
 
@@ -45,8 +45,9 @@ def tensorgrad(
     Adam moments; the update is lift(low rank) + lambda_sparse * lift(sparse), followed by
     decoupled weight decay as in `optax.adamw`. Leaves that are not compressed get AdamW.
 
-    The lifted update of a compressed leaf is about sqrt(budget) as large as AdamW's, so the best
-    learning rate is about twice AdamW's at a budget of a quarter.
+    The update of a compressed leaf is made as large as AdamW's, so that AdamW's learning rate fits.
+    The published method leaves it about sqrt(budget) as large: `match_size=False`, and a learning
+    rate that makes up for it, about twice AdamW's at a budget of a quarter.
 
     Args:
         learning_rate: a number or a schedule.
@@ -69,8 +70,7 @@ def tensorgrad(
         on_refresh: what happens to the moments at a refresh, see `in_subspace`.
         mask: which leaves to decay, see `optax.add_decayed_weights`.
         seed: of the random selection.
-        match_size: make the update as large as AdamW's, so that its learning rate fits, see
-            `in_subspace`.
+        match_size: make the update as large as AdamW's, see `in_subspace`.
 
     Returns:
         A transformation to be used as any of Optax's.
@@ -125,7 +125,7 @@ def projected_adamw(
     stagger: bool = False,
     seed: int = 0,
     per_layer: bool = True,
-    match_size: bool = False,
+    match_size: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose moments live in the compact space of any projection.
 

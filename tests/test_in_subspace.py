@@ -315,6 +315,7 @@ def test_tensorgrad_options_change_the_update():
         "lambda": {"lambda_sparse": 2.0},
         "decay": {"weight_decay": 0.5},
         "seed": {"seed": 1},
+        "size": {"match_size": False},
         "rank": {"rank": 0.1},
         "ratio": {"sparse_ratio": 0.2},
     }.items():

@@ -196,7 +196,7 @@ def test_help_names_every_option(capsys):
         ("--opt.scale 0", ["opt.scale", "'0'", "> 0"]),
         ("--opt.scale 2 --opt.optimizer_type adamw", ["no effect", "compresses nothing"]),
         (
-            "--opt.match_update_size True --opt.optimizer_type subspace_momentum",
+            "--opt.match_update_size False --opt.optimizer_type subspace_momentum",
             ["no effect", "drops nothing"],
         ),
         (

@@ -24,9 +24,16 @@ sys.path.insert(0, str(HERE.parent))
 
 from grid import best_runs, compare, error  # noqa: E402
 
-HALF = ["--fno.fno_block_precision", "mixed", "--fno.fno_block_weights_precision", "half"]
+PUBLISHED = ["--opt.match_update_size", "False"]
+HALF = [
+    *PUBLISHED,
+    "--fno.fno_block_precision",
+    "mixed",
+    "--fno.fno_block_weights_precision",
+    "half",
+]
 SETTINGS = {
-    "full": [],
+    "full": PUBLISHED,
     "mixed, half weights": HALF,
     "the same, rounded to nearest": [*HALF, "--opt.stochastic_rounding", "False"],
 }

@@ -18,7 +18,10 @@ sys.path.insert(0, str(HERE.parent))
 
 from grid import best_runs, compare  # noqa: E402
 
-SETTINGS = {"AdamW": ["--opt.tensorgrad", "False"], "5% random + 20% Tucker": []}
+SETTINGS = {
+    "AdamW": ["--opt.tensorgrad", "False"],
+    "5% random + 20% Tucker": ["--opt.match_update_size", "False"],
+}
 RATES = (5e-3, 1e-2, 2e-2, 4e-2)
 SEEDS = (0, 1, 2)
 

@@ -244,7 +244,7 @@ class OptConfig:
     ] = True
     match_update_size: Annotated[
         bool, "compressed updates are made as large as AdamW's: times sqrt(entries / kept entries)"
-    ] = False
+    ] = True
     per_layer_opt: Annotated[
         bool, "compress large gradients one after the other, as the backward pass makes them"
     ] = True
