@@ -66,16 +66,21 @@ def galore() -> optax.GradientTransformation:
     """Return optax.contrib's on matrix views (in, everything else) of a quarter of the rank."""
 
     def numbers(params):
-        def of(spec, leaf):
+        def of(leaf):
             others = (*range(leaf.ndim - 2), leaf.ndim - 1)
-            return spec and GaLoreDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=others)
+            return GaLoreDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=others)
 
-        return _map_specs(of, params)
+        return jax.tree.map(of, params)
 
     def with_rank(params):
         rank = min(x.shape[-2] for x in _spectral_leaves(params)) // 4
-        return scale_by_galore(
+        compressed = scale_by_galore(
             rank, GAP, 1.0, optax.scale_by_adam(), weight_dimension_numbers=numbers
+        )
+        # Apart from the others: it would keep empty arrays for them, which are not saved.
+        return optax.partition(
+            {True: compressed, False: optax.scale_by_adam()},
+            lambda p: _map_specs(lambda spec, _: spec is not None, p),
         )
 
     return _lazily(with_rank)
