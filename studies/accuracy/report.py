@@ -20,14 +20,16 @@ BASE, OURS = "AdamW", "subspace momentum 5%"
 
 
 def report(rows: list[Row], folder: Path) -> None:
-    """Write table.md, ablation.md and accuracy.png of the runs that are there."""
+    """Write table.md, paired.md, ablation.md and the pictures of the runs that are there."""
     rows = [r for r in rows if r["task"] in TASKS]
     table = compared(rows)
     (folder / "table.md").write_text(table, encoding="utf-8")
+    pairs = paired(rows)
+    (folder / "paired.md").write_text(pairs, encoding="utf-8")
     changes = ablation(rows)
     (folder / "ablation.md").write_text(changes, encoding="utf-8")
     draw(rows, folder / "accuracy.png")
-    print(f"\n{table}\n{changes}")
+    print(f"\n{table}\n{pairs}\n{changes}")
 
 
 def compared(rows: list[Row]) -> str:
@@ -48,6 +50,33 @@ def compared(rows: list[Row]) -> str:
             if own[0]["rate"] != base[0]["rate"] and len(at_base) == len(own) > 1:
                 shown.append(at_base)
             lines += [_line(task, setting, runs, base) for runs in shown]
+    return "\n".join(lines) + "\n"
+
+
+def paired(rows: list[Row]) -> str:
+    """Return ours against AdamW seed by seed, both at AdamW's best rate."""
+    lines = [
+        "| task | seeds | test L2 over AdamW's: mean, standard error | lower in | train loss | "
+        "lower in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        base = _at_best(rows, task, BASE)
+        if not base:
+            continue
+        own = _same_seeds(runs_of(rows, task=task, setting=OURS, rate=base[0]["rate"]), base)
+        base = _same_seeds(base, own)
+        if len(own) < FIRST_SEEDS:
+            continue
+        cells = [task, str(len(own))]
+        for value in (error, _train):
+            mean_of_base = _mean(base, value)
+            ratios = [
+                1 + (value(a) - value(b)) / mean_of_base for a, b in zip(own, base, strict=True)
+            ]
+            cells.append(f"{mean(ratios):.3f} ± {stdev(ratios) / len(ratios) ** 0.5:.3f}")
+            cells.append(f"{sum(r < 1 for r in ratios)} of {len(ratios)}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

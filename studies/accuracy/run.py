@@ -3,12 +3,12 @@
     python studies/accuracy/run.py --darcy datasets/darcy --burgers datasets/burgers
 
 Every optimizer gets the best of the same learning rates, chosen on validation samples with seed 0;
-seeds 1 and 2 follow at that rate, and at AdamW's best rate for those that are meant to take it
-over. Then the ablation, at AdamW's best rate, and Burgers with ten times the steps. The test
+seeds 1 and 2 follow at that rate (1 to 9 for AdamW and ours where runs are cheap), and at AdamW's
+best rate for those that are meant to take it over. Then the ablation, at AdamW's best rate, and Burgers with ten times the steps. The test
 samples choose nothing. Missing data are generated.
 
-Results: results.jsonl, one line per run (a second call continues), table.md, ablation.md and
-accuracy.png. `--part 0/2` and `--part 1/2` share the work between two processes.
+Results: results.jsonl, one line per run (a second call continues), table.md, paired.md,
+ablation.md and pictures. `--part 0/2` and `--part 1/2` share the work between two processes.
 """
 
 from __future__ import annotations
