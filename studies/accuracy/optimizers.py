@@ -21,6 +21,7 @@ from tensorgrad_jax.training.options import Config
 from tensorgrad_jax.training.schedules import learning_rate_schedule
 
 GAP = 50
+MATCHED = "TensorGRaD, size matched"
 PAPER = tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))
 Build = Callable[[Config, int], optax.GradientTransformation]
 
@@ -233,8 +234,8 @@ ABLATION: dict[str, Build] = {
     "subspace 1%": ours(momentum(tg.Tucker(0.01))),
     "channels whole, real factors": with_ranks(0.05, 1.0, "real"),
     "5% single entries": ours(momentum(tg.UnstructuredSparse(0.05))),
-    "TensorGRaD, size matched": compressed(PAPER, match_size=True),
-    "TensorGRaD, size matched, moments kept": compressed(PAPER, "keep", match_size=True),
+    MATCHED: compressed(PAPER, match_size=True),
+    f"{MATCHED}, moments kept": compressed(PAPER, "keep", match_size=True),
     "low rank 25%, size matched": compressed(tg.Tucker(0.25), match_size=True),
     "full second moment": ours(specs=lambda params: _map_specs(lambda *_: None, params)),
     "gap 10": ours(momentum(gap=10)),
@@ -257,16 +258,16 @@ ABLATION: dict[str, Build] = {
     "b1 0.8": ours(momentum(b1=0.8)),
     "b1 0.95": ours(momentum(b1=0.95)),
     "b2 0.99": ours(b2=0.99),
-    "TensorGRaD, size matched, largest entries": compressed(
+    f"{MATCHED}, largest entries": compressed(
         tg.Residual(tg.UnstructuredSparse(0.05, "topk"), tg.Tucker(0.20)), match_size=True
     ),
-    "TensorGRaD, size matched, low rank first": compressed(
+    f"{MATCHED}, low rank first": compressed(
         tg.Residual(tg.Tucker(0.20), tg.UnstructuredSparse(0.05)), match_size=True
     ),
-    "TensorGRaD, size matched, lambda 0.5": compressed(
+    f"{MATCHED}, lambda 0.5": compressed(
         tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.20), (0.5, 1.0)), match_size=True
     ),
-    "TensorGRaD, size matched, b2 0.99": compressed(
+    f"{MATCHED}, b2 0.99": compressed(
         PAPER, match_size=True, adam=lambda: tg.scale_by_adam(b2=0.99)
     ),
 }

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from grid import Row, best_rate, error, runs_of
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
-from optimizers import ABLATION, COMPARED
+from optimizers import ABLATION, COMPARED, MATCHED
 
 FIRST_SEEDS = 3
 TASKS = ("navier-stokes", "darcy", "burgers", "burgers, long")
@@ -41,7 +41,7 @@ def compared(rows: list[Row]) -> str:
     ]
     for task in TASKS:
         base = _at_best(rows, task, BASE)
-        for setting in COMPARED:
+        for setting in (*COMPARED, MATCHED):
             own = _at_best(rows, task, setting)
             if not base or not own:
                 continue
