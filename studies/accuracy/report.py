@@ -89,8 +89,8 @@ def ablation(rows: list[Row]) -> str:
         cells = []
         for task in tasks:
             rate = best_rate(rows, task, BASE)
-            own = runs_of(rows, task=task, setting=setting, rate=rate)[:FIRST_SEEDS]
-            ours = _same_seeds(runs_of(rows, task=task, setting=OURS, rate=rate), own)
+            own = runs_of(rows, task=task, setting=setting, rate=rate)
+            ours = runs_of(rows, task=task, setting=OURS, rate=rate)
             if not own or not ours:
                 cells += ["", "", ""]
                 continue
