@@ -116,7 +116,8 @@ def draw(rows: list[Row], path: Path) -> None:
             if len(own) < FIRST_SEEDS:
                 continue
             color = f"C{number % 10}"
-            ratios = [error(r) / _mean(_same_seeds(base, own), error) for r in own]
+            mean_of_base = _mean(_same_seeds(base, own), error)
+            ratios = [error(r) / mean_of_base for r in own]
             marker = "o" if number < 10 else "s"
             axis.plot([_state(own[0])] * len(own), ratios, ".", color=color, alpha=0.5)
             axis.plot(_state(own[0]), mean(ratios), marker, color=color, label=setting)
