@@ -19,6 +19,7 @@ kept cosines and sines only; where few of the frequencies are kept this is less 
 it is matrix products.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -94,12 +95,7 @@ def truncated_irfftn(
         n = grid[-1]
         weight = np.array([1.0 if f == 0 or 2 * f == n else 2.0 for f in frequencies[-1]])
         weight = weight.astype(real.dtype)[:, None]
-        # Up to the weights the inverse is the transpose of the forward transform, so that this
-        # is its definition too.
-        struct = jax.ShapeDtypeStruct((real.shape[0], *grid, real.shape[-1]), real.dtype)
-        transpose = jax.linear_transpose(lambda x: _matrix_rfftn(x, frequencies), struct)
-        (y,) = transpose((real * weight, imag * weight))
-        return y
+        return _matrix_irfftn(real * weight, imag * weight, frequencies, grid)
     z = jax.lax.complex(real, imag)
     for axis in range(1, dim):
         kept, n = frequencies[axis - 1], grid[axis - 1]
@@ -118,12 +114,34 @@ def _matrix_rfftn(x, frequencies):
     rows = _row_counts(frequencies)
     lead, t = batch, x
     for n, r in zip(grid, rows, strict=True):
-        t = _multiply(jnp.asarray(_waves(n, r), x.dtype), t.reshape(lead, n, -1))
+        t = _wave_product(t.reshape(lead, n, -1), n, r, False)
         lead *= 2 * r
-    t = t.reshape(batch, *(s for r in rows for s in (2, r)), channels)
+    return _exponentials(
+        t.reshape(batch, *(s for r in rows for s in (2, r)), channels), frequencies
+    )
+
+
+def _matrix_irfftn(real, imag, frequencies, grid):
+    """The transpose of `_matrix_rfftn`: up to a weight per frequency, the inverse transform."""
+    batch, channels = real.shape[0], real.shape[-1]
+    rows = _row_counts(frequencies)
+    products = jax.ShapeDtypeStruct(
+        (batch, *(s for r in rows for s in (2, r)), channels), real.dtype
+    )
+    from_products = functools.partial(_exponentials, frequencies=frequencies)
+    (t,) = jax.linear_transpose(from_products, products)((real, imag))
+    rest = channels
+    for n, r in reversed(list(zip(grid, rows, strict=True))):
+        t = _wave_product(t.reshape(-1, 2 * r, rest), n, r, True)
+        rest *= n
+    return t.reshape(batch, *grid, channels)
+
+
+def _exponentials(t, frequencies):
+    """Real and imaginary part from the products with cosines and sines along every axis."""
     real, imag = t[..., 0, :, :], t[..., 1, :, :]
     # Backwards, so that the axes in front of the one that is being folded keep their places.
-    for axis in range(len(grid) - 2, -1, -1):
+    for axis in range(len(frequencies) - 2, -1, -1):
         real, imag = _fold(real, imag, 1 + 2 * axis, frequencies[axis])
     return real, imag
 
@@ -140,12 +158,27 @@ def _waves(n: int, rows: int) -> np.ndarray:
     return np.concatenate([np.cos(angle), -np.sin(angle)])
 
 
-def _multiply(matrix, t):
-    """matrix (k, n) applied to axis 1 of t (lead, n, rest) -> (lead, k, rest)."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _wave_product(t, n, rows, transposed):
+    """`_waves(n, rows)`, or its transpose, applied to axis 1 of t (lead, n or 2 rows, rest)."""
+    matrix = _waves(n, rows)
+    matrix = jnp.asarray(matrix.T if transposed else matrix, t.dtype)
     # The matrix gets the batch axis explicitly: otherwise XLA moves the axes of t, which is the
     # large one, and on CPUs that takes longer than the product.
-    matrix = jnp.broadcast_to(matrix, (t.shape[0], *matrix.shape))
+    matrix = jnp.broadcast_to(matrix, (len(t), *matrix.shape))
     return jax.lax.dot_general(matrix, t, (((2,), (1,)), ((0,), (0,))), precision=PRECISION)
+
+
+@_wave_product.defjvp
+def _wave_product_jvp(n, rows, transposed, primals, tangents):
+    (t,), (dt,) = primals, tangents
+    y = _wave_product(t, n, rows, transposed)
+    # The tangent as the transpose of the gradient: a gradient then is a product of the other
+    # matrix as it is stored. Left to JAX it would contract the rows of this one, for which XLA
+    # has no fast kernel on CPUs.
+    gradient = lambda g: _wave_product(g, n, rows, not transposed)
+    (dy,) = jax.linear_transpose(gradient, y)(dt)
+    return y, dy
 
 
 def _fold(real, imag, axis, kept):
