@@ -125,9 +125,9 @@ def _matrix_irfftn(real, imag, frequencies, grid):
     """The transpose of `_matrix_rfftn`: up to a weight per frequency, the inverse transform."""
     batch, channels = real.shape[0], real.shape[-1]
     rows = _row_counts(frequencies)
-    products = jax.ShapeDtypeStruct(
-        (batch, *(s for r in rows for s in (2, r)), channels), real.dtype
-    )
+    shape = (batch, *(s for r in rows for s in (2, r)), channels)
+    # Of the type of an array made from these, which under `shard_map` is more than shape and dtype.
+    products = jax.eval_shape(lambda z: jnp.broadcast_to(z.ravel()[0], shape), real)
     from_products = functools.partial(_exponentials, frequencies=frequencies)
     (t,) = jax.linear_transpose(from_products, products)((real, imag))
     rest = channels
