@@ -50,7 +50,7 @@ def predict(graphdef: Any, params: Any, x: Array, encoding: Encoding) -> Array:
 
 
 def _independent_parts(params: Any, shape: tuple[int, ...]) -> int:
-    """Into how many parts a batch of this shape is cut; they differ in nothing but the order of sums.
+    """Into how many parts a batch of this shape is cut: sums apart, the result is the same.
 
     XLA runs most matrix products on one core of a CPU, but independent ones at the same time: two
     halves of a batch keep two cores busy (docs/performance.md). More parts than two were slower on
