@@ -1,6 +1,7 @@
 """What the models promise: resolution independence, odd grids, specs, checkpointing, errors."""
 
 import math
+import re
 import sys
 from functools import partial
 
@@ -10,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
 from tensorgrad_jax.models import (
     FNO,
     SpectralConv,
@@ -19,6 +22,7 @@ from tensorgrad_jax.models import (
     to_neuralop,
 )
 from tensorgrad_jax.models.fourier import choose_method, kept_frequencies
+from tensorgrad_jax.models.layers import ChannelMLP
 
 from tensorgrad_jax.projections.base import TensorSpec
 
@@ -189,6 +193,75 @@ def test_model_works_under_vmap_and_in_forward_mode():
     (forward, reverse), mapped, joined = compare(x)
     assert jnp.allclose(mapped, joined, atol=1e-5)
     assert jnp.allclose(forward, reverse, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SpectralConv(2, 3, (4, 3), transform="matrix", rngs=nnx.Rngs(0)),
+        SpectralConv(2, 3, (5,), rngs=nnx.Rngs(0)),
+        ChannelMLP(2, 2, 5, rngs=nnx.Rngs(0)),
+        ChannelMLP(5, 4, 2, rngs=nnx.Rngs(0)),
+    ],
+    ids=["convolution", "convolution 1-D", "widening", "narrowing"],
+)
+def test_derivatives_are_those_of_the_function(layer):
+    """Gradients are written by hand: first and second ones, in both modes, against differences."""
+    graph, variables = nnx.split(layer)
+    grid, channels = ((6, 7), 2) if isinstance(layer, SpectralConv) else ((6,), 2)
+    if isinstance(layer, ChannelMLP):
+        channels = layer.inner.kernel.shape[0]
+    elif len(layer.n_modes) == 1:
+        grid = (8,)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda v: v.astype(jnp.float64), nnx.to_pure_dict(variables))
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(3, *grid, channels)))
+
+        @jax.jit
+        def apply(variables, x):
+            return nnx.merge(graph, variables)(x)
+
+        check_grads(apply, (double, x), order=2, modes=("fwd", "rev"), rtol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's matrix products on CPUs")
+def test_gradients_of_the_convolution_take_no_slow_product():
+    """On CPUs XLA has no fast kernel for a product that contracts the rows of its first factor."""
+    conv = SpectralConv(4, 4, (4, 4), transform="matrix", rngs=nnx.Rngs(0))
+    graph, variables = nnx.split(conv)
+
+    def loss(variables, x):
+        return jnp.sum(nnx.merge(graph, variables)(x) ** 2)
+
+    gradient = jax.jit(
+        jax.grad(loss, argnums=(0, 1)), compiler_options={"xla_backend_optimization_level": 3}
+    )
+    text = gradient.lower(variables, jnp.ones((2, 16, 16, 4))).compile().as_text()
+    contracted = re.findall(r" dot\(.*lhs_contracting_dims=\{(\d)\}", text)
+    batches = re.findall(r" dot\(.*lhs_batch_dims=\{([\d,]*)\}", text)
+    assert len(contracted) == len(batches) == 11  # 8 of the two transforms, 3 of the modes
+    # Behind the batch axes come rows, then columns.
+    assert all(int(axis) == b.count(",") + 2 for axis, b in zip(contracted, batches, strict=True))
+
+
+def test_gradients_under_shard_map():
+    """With JAX's check of what varies over devices on, as it is by default."""
+    graph, params = nnx.split(small_fno(transform="matrix"))
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradient(params, x):
+        return jax.grad(lambda p: jnp.mean(nnx.merge(graph, p)(x) ** 2))(params)
+
+    def on_each(params, x):
+        params = jax.tree.map(lambda p: jax.lax.pcast(p, "data", to="varying"), params)
+        return jax.lax.pmean(gradient(params, x), "data")
+
+    specs = {"in_specs": (P(), P("data")), "out_specs": P()}
+    found = jax.jit(jax.shard_map(on_each, mesh=mesh, **specs), compiler_options=FAST)(params, x)
+    expected = jax.jit(gradient, compiler_options=FAST)(params, x)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(a, b) < 1e-5
 
 
 @pytest.mark.parametrize("view", ["model", "state", "dict"])

@@ -8,6 +8,7 @@ from flax import nnx
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.training.build import (
+    LOSSES,
     ForgottenEntries,
     build_gap,
     build_model,
@@ -15,6 +16,12 @@ from tensorgrad_jax.training.build import (
     build_projection,
 )
 from tensorgrad_jax.training.config import parse
+from tensorgrad_jax.training.step import (
+    Encoding,
+    TrainState,
+    independent_parts,
+    make_train_step,
+)
 
 
 @pytest.mark.parametrize(
@@ -149,3 +156,43 @@ def test_gaps():
     assert [gap("linear", s) for s in (0, 50, 100)] == [10, 25, 40]
     assert [gap("exponential", s) for s in (0, 50, 100)] == [10, 20, 40]
     assert [gap("exponential2", s) for s in (0, 50, 100)] == [10, 14, 40]
+
+
+def test_a_batch_in_halves_makes_the_same_step():
+    flags = {"fno.hidden_channels": "4", "fno.n_layers": "1", "opt.tensorgrad": "False"}
+    config = parse([part for name, value in flags.items() for part in ("--" + name, value)])
+    graphdef, variables = nnx.split(build_model(config, 1, 1), nnx.Param)
+    params = nnx.to_pure_dict(variables)
+    optimizer = build_optimizer(config, steps_per_epoch=1)
+    rng = np.random.default_rng(0)
+    batch = {n: jnp.asarray(rng.normal(size=(2, 16, 16, 1)), jnp.float32) for n in "xy"}
+
+    def one_step(batch_parts):
+        own = jax.tree.map(jnp.copy, params)
+        state = TrainState(own, optimizer.init(own), jnp.zeros((), jnp.int32), jnp.zeros(()))
+        step = make_train_step(
+            graphdef, optimizer, LOSSES["l2"], Encoding(None, None), batch_parts=batch_parts
+        )
+        return step(state, batch)
+
+    halves, whole = one_step(2), one_step(1)
+    assert jnp.allclose(halves.loss_sum, whole.loss_sum, rtol=1e-5)
+    # First moments: a tenth of the gradients.
+    moments = (jax.tree.leaves(state.opt_state[0].mu) for state in (halves, whole))
+    for a, b in zip(*moments, strict=True):
+        assert jnp.linalg.norm(a - b) <= 1e-4 * jnp.linalg.norm(b)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators take a batch as a whole")
+@pytest.mark.parametrize(
+    ("shape", "weights", "parts"),
+    [
+        ((8, 64, 64, 1), 10**6, 2),
+        ((7, 128, 128, 1), 10**6, 1),  # odd
+        ((8, 16, 16, 1), 10**5, 1),  # compiling twice would cost more than it saves
+        ((8, 64, 64, 1), 10**7, 1),  # two gradients of the weights would need more memory
+    ],
+)
+def test_batches_are_halved_where_that_pays(shape, weights, parts):
+    params = {"w": jax.ShapeDtypeStruct((weights,), jnp.float32)}
+    assert independent_parts(params, shape) == parts

@@ -78,7 +78,9 @@ def step_memory(config: Config, in_channels: int = 1, out_channels: int = 1) -> 
 
     scalar: Any = lambda dtype: jax.ShapeDtypeStruct((), dtype)
     state = TrainState(params, opt_state, scalar(jnp.int32), scalar(jnp.float32))
-    step = make_train_step(graphdef, optimizer, loss, encoding, rounding_seed)
+    # In one part, as accelerators run it: the account is of use for them also where it is made on
+    # a CPU.
+    step = make_train_step(graphdef, optimizer, loss, encoding, rounding_seed, batch_parts=1)
     peak = peak_bytes(step.lower(state, batch).compile())
 
     def gradients(params, batch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,8 +48,8 @@ def predict(graphdef: Any, params: Any, x: Array, encoding: Encoding) -> Array:
     return prediction if encoding.y is None else encoding.y.decode(prediction)
 
 
-def _independent_parts(params: Any, shape: tuple[int, ...]) -> int:
-    """Into how many parts a batch of this shape is cut: sums apart, the result is the same.
+def independent_parts(params: Any, shape: tuple[int, ...]) -> int:
+    """Return into how many parts a batch (batch, *grid, channels) is best cut on this machine.
 
     XLA runs most matrix products on one core of a CPU, but independent ones at the same time: two
     halves of a batch keep two cores busy (docs/performance.md). More parts than two were slower on
@@ -60,7 +59,7 @@ def _independent_parts(params: Any, shape: tuple[int, ...]) -> int:
     points = math.prod(shape[:-1])
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
     worth_it = shape[0] % 2 == 0 and points >= 2**15 and weights <= 64 * points
-    return 2 if worth_it and jax.default_backend() == "cpu" and os.cpu_count() != 1 else 1
+    return 2 if worth_it and jax.default_backend() == "cpu" else 1
 
 
 def make_train_step(
@@ -69,9 +68,11 @@ def make_train_step(
     loss: Callable[..., Array],
     encoding: Encoding,
     rounding_seed: int | None = 0,
+    batch_parts: int | None = None,
 ) -> Callable[..., TrainState]:
     """Return the jitted function (state, batch) -> state; the given state's buffers are reused.
 
+    It has compiler options of its own, so that it cannot be called within another `jax.jit`.
     The loss is taken in physical units: it is the error that will be reported.
 
     Args:
@@ -81,10 +82,14 @@ def make_train_step(
         encoding: the normalizers.
         rounding_seed: of the stochastic rounding of bfloat16 parameters, see `tg.apply_updates`;
             None rounds to the nearest.
+        batch_parts: into how many parts a batch is cut, each with a computation of its own; None:
+            two on CPUs where that is faster, otherwise one. Sums of floating-point numbers apart,
+            the step is the same.
     """
 
     def objective(params, batch):
-        x = jnp.split(batch["x"], _independent_parts(params, batch["x"].shape))
+        parts = batch_parts or independent_parts(params, batch["x"].shape)
+        x = jnp.split(batch["x"], parts)
         predictions = jnp.concatenate([predict(graphdef, params, part, encoding) for part in x])
         return loss(predictions, batch["y"])
 
