@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -66,11 +67,16 @@ def timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
 
 
 def by_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run everything once per round, after one round that does not count."""
+    """Run everything once per round, after one round that does not count.
+
+    In another order every round: who comes next finds the caches of who went before, and for a
+    while threads that still wait for work.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
+    shuffle = random.Random(0)
     for number in range(rounds + 1):
-        for name, run in runs.items():
-            milliseconds = run()
+        for name in shuffle.sample(list(runs), len(runs)):
+            milliseconds = runs[name]()
             if number:
                 times[name].append(milliseconds)
     return times

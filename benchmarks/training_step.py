@@ -24,6 +24,7 @@ from tensorgrad_jax.training.step import Encoding, TrainState, make_train_step
 ADAMW = ["--opt.tensorgrad", "False"]
 MIXED = ["--fno.fno_block_precision", "mixed"]
 HALF = [*MIXED, "--fno.fno_block_weights_precision", "half"]
+PEER = "neuraloperator fno step"
 VARIANTS = {
     "AdamW": ADAMW,
     "TensorGRaD 5% + 20%": [],
@@ -68,9 +69,16 @@ def main() -> None:
     runs, peaks = {}, {}
     for name, flags in VARIANTS.items():
         runs[name], peaks[name] = stepper([*flags, *arguments.flags.split()], arguments.resolution)
-    peers = Peers(arguments.torch, None, ["neuraloperator fno step"])
-    rows = summary(by_turns(runs | peers.runs(), arguments.rounds), "AdamW")
+    peers = Peers(arguments.torch, None, [PEER])
+    times = by_turns(runs | peers.runs(), arguments.rounds)
+    rows = summary(times, "AdamW")
     print(f"\nTraining step\n\n{table(rows, 'AdamW')}")
+    if PEER in times:
+        ours = summary(times, PEER)["AdamW"]
+        print(
+            f"\nAdamW takes {ours['ratio']:.3f} of the time of {PEER} "
+            f"({ours['low']:.2f} to {ours['high']:.2f})"
+        )
     if any(peaks.values()):
         print("allocator's peak after each variant's first step:", peaks)
     write("training_step", {"times": rows, "peak bytes": peaks})
