@@ -22,6 +22,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.train
 	$(PY) benchmarks/optimizer.py $(ARGS)
 	$(PY) benchmarks/training_step.py
+	$(PY) benchmarks/transforms.py
 	$(PY) benchmarks/sizes.py
 	$(PY) benchmarks/memory.py
 

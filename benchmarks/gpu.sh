@@ -11,6 +11,7 @@ python=${1:-python3}
 # Peaks that the allocator counts are those of the program, not of a reserved pool.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 timeout 120 "$python" optimizer.py --rounds 5
+timeout 60 "$python" transforms.py --rounds 5
 timeout 90 "$python" sizes.py
 timeout 90 "$python" training_step.py --rounds 20
 # Mixed precision where it matters: large fields, and the allocator's peaks beside the analysis.

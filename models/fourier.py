@@ -50,19 +50,26 @@ def kept_frequencies(grid: Sequence[int], modes: Sequence[int]) -> tuple[range, 
 
 
 def choose_method(grid: Sequence[int], frequencies: Sequence[range]) -> str:
-    """The transform that `"auto"` stands for: `"matrix"` where it takes little work.
+    """The transform that `"auto"` stands for: `"matrix"` where that takes little work.
 
-    Its multiplications per grid point are w = sum_a r_a prod_{b<a} r_b / n_b, with
-    r = 2 (1 + highest |f|) rows per axis; the rule is w <= 32 per axis. CPU time of a convolution
-    with its gradient over that by FFT, two cores, float32: .55 at w = 18 and 1.2 at 66 in 1-D;
-    .37, .78, 1.1, 1.5 at 23, 52, 83, 196 in 2-D; .30, .65, 1.05 at 15, 34, 102 in 3-D. On GPUs,
-    where matrix products cost less, the rule has not been measured.
+    The rule is `matrix_work` <= 64 per axis. On two CPU cores in float32 (benchmarks/transforms.py)
+    a convolution with its gradients takes of the time by FFT .15, .39, .60, 1.1 at 18, 66, 130, 258
+    per axis in 1-D; .35, .37, .64, .80 to .91, .94 at 12, 22, 50, 68, 98 in 2-D; .38, .55, .87, .77
+    at 5, 11, 36, 53 in 3-D. On GPUs, where matrix products cost less, it has not been measured.
+    """
+    return "matrix" if matrix_work(grid, frequencies) <= 64 * len(grid) else "fft"
+
+
+def matrix_work(grid: Sequence[int], frequencies: Sequence[range]) -> float:
+    """Multiplications per grid point of `"matrix"`: sum_a r_a prod_{b<a} r_b / n_b.
+
+    r = 2 (1 + highest |f|) is the number of rows per axis.
     """
     work, share = 0.0, 1.0
     for n, r in zip(grid, _row_counts(frequencies), strict=True):
         work += 2 * r * share
         share *= 2 * r / n
-    return "matrix" if work <= 32 * len(grid) else "fft"
+    return work
 
 
 def truncated_rfftn(

@@ -106,7 +106,7 @@ def test_auto_is_matrix_where_few_modes_are_kept():
 
     assert [chosen(64, m, 2) for m in (16, 32, 64)] == ["matrix", "matrix", "fft"]
     assert [chosen(1024, m, 1) for m in (16, 64)] == ["matrix", "fft"]
-    assert [chosen(32, m, 3) for m in (16, 32)] == ["matrix", "fft"]
+    assert [chosen(64, m, 3) for m in (16, 64)] == ["matrix", "fft"]
 
 
 @pytest.mark.parametrize("transform", ["fft", "matrix"])
