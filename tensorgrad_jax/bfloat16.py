@@ -1,7 +1,8 @@
 """bfloat16 arrays as the integers that they are stored as.
 
-Slicing, gathering and scattering move numbers and compute nothing. The compiler for CPUs does
-them for bfloat16 by way of float32 copies of whole arrays all the same; integers it leaves alone.
+Slicing, gathering, scattering and comparing compute nothing. The compiler for CPUs does them for
+bfloat16 by way of float32 copies of whole arrays all the same; integers it leaves alone. And what
+all readers of an array take as integers is there once, not once in either type.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
+
+_EXPONENT = 0x7F80  # its bits, all of them set where a number is not finite
 
 
 def to_bits(x: Array) -> Array:
@@ -21,3 +24,10 @@ def to_bits(x: Array) -> Array:
 def from_bits(bits: Array, dtype: Any) -> Array:
     """Undo `to_bits`, given the dtype that the array had."""
     return jax.lax.bitcast_convert_type(bits, jnp.bfloat16) if dtype == jnp.bfloat16 else bits
+
+
+def all_finite(x: Array) -> Bool[Array, ""]:
+    """Return whether no entry is infinite or not a number."""
+    if x.dtype != jnp.bfloat16:
+        return jnp.all(jnp.isfinite(x))
+    return jnp.all((to_bits(x) & _EXPONENT) != _EXPONENT)

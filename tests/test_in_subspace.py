@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import tensorgrad_jax as tg
+from tensorgrad_jax.projections import mode_products
 from tensorgrad_jax.transforms import ordering
 
 SPECS = {"pair": tg.TensorSpec(0), "complex": tg.TensorSpec(), "dense": None}
@@ -168,10 +169,12 @@ def test_complement_passes_on_what_the_subspace_leaves_out():
         np.testing.assert_allclose(run["pass"]["complex"], expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_gradient_that_is_not_finite_leaves_the_basis_and_puts_the_refresh_off(bad):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_gradient_that_is_not_finite_leaves_the_basis_and_puts_the_refresh_off(bad, dtype):
     optimizer = tg.in_subspace(optax.scale(1.0), COMPOSITE, update_proj_gap=3, specs=SPECS)
     good = random_params(0)
+    good["pair"] = good["pair"].astype(dtype)
     state = optimizer.init(good)
     broken = good | {"pair": good["pair"].at[0, 0, 0, 0].set(bad)}
     _, after = jax.jit(optimizer.update)(broken, state)
@@ -388,6 +391,19 @@ def test_the_order_of_work_does_not_change_the_result(per_layer, monkeypatch):
     expected, _ = update(params, optimizer.init(params))
     for name in "ac":
         np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_an_update_needs_little_more_than_one_tensor(dtype, monkeypatch):
+    """Temporaries of three parameters' update, refreshes included, against one in float32."""
+    monkeypatch.setattr(ordering, "LARGE_BYTES", 0)
+    monkeypatch.setattr(mode_products, "PIECE_BYTES", 2**14)
+    params = {f"w{i}": jax.ShapeDtypeStruct((2, 32, 32, 32), dtype) for i in range(3)}
+    optimizer = tg.projected_adamw(1e-2, COMPOSITE, specs=dict.fromkeys(params, tg.TensorSpec(0)))
+    state = jax.eval_shape(optimizer.init, params)
+    compiled = jax.jit(optimizer.update).lower(params, state, params).compile()
+    n_bytes = 4 * 2 * 32**3
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.4 * n_bytes
 
 
 def test_one_parameter_after_the_other_needs_less_memory(monkeypatch):

@@ -247,6 +247,15 @@ class LeafProjection:
         pair = () if axis is None else (axis % len(self.shape),)
         return [*self._batch_axes, *pair, *self._kept_axes]
 
+    @property
+    def takes_as_stored(self) -> bool:
+        """Whether `to_tensor` is another view of the same numbers, neither widened nor moved."""
+        if self.spec.complex_axis is None:
+            is_read = self.dtype == self._tensor_dtype
+        else:
+            is_read = self.projection.takes_pairs
+        return is_read and self._order == sorted(self._order)
+
     def to_tensor(self, leaf: Array) -> Tensor:
         """Return the tensor, or the stack of tensors, that `leaf` holds.
 

@@ -94,17 +94,18 @@ def sequentially_truncated(
             are left without one (None).
     """
     pair_travels = jnp.issubdtype(tensor.dtype, jnp.complexfloating) and not real_factors
-    largest = _largest_magnitude(tensor)
-    factor = 1 / jnp.where(largest > 0, largest, 1)
     factors, sizes = [], list(tensor.shape)
-    stack, is_raw = tensor, True
+    stack, is_raw, factor = tensor, True, 1.0
     truncated = [not real_factors or r < d for r, d in zip(ranks, tensor.shape, strict=True)]
     for mode, rank in enumerate(ranks):
         if not truncated[mode]:
             factors.append(None)
             continue
         if is_raw:
-            products = _gram_raw(_raw(stack, mode, pair_travels), factor)
+            raw = _raw(stack, mode, pair_travels)
+            largest = _largest_magnitude(raw)
+            factor = 1 / jnp.where(largest > 0, largest, 1)
+            products = _gram_raw(raw, factor)
         else:
             products = _gram(_stack(stack, sizes, mode, pair_travels))
         u = leading_of_gram(_complex_gram(products) if pair_travels else products, rank)
@@ -157,7 +158,7 @@ def _multiply(stack: Float[Array, "a d b"], matrix: Float[Array, "m d"]) -> Floa
         some = jax.lax.dynamic_slice_in_dim(stack, start, width)
         return jax.lax.dynamic_update_slice_in_dim(out, _multiply_all(some, matrix), start, axis=0)
 
-    return _over_pieces(put, a, width, _blank((a, len(matrix), b), stack))
+    return _filled(put, a, width, _blank((a, len(matrix), b), stack))
 
 
 def _multiply_all(stack, matrix):
@@ -238,29 +239,42 @@ def _multiply_raw(raw: _Raw, matrix: Float[Array, "m d"]) -> Float[Array, "a m b
 
     a, _, b = raw.shape
     blank = _blank((a, len(matrix), b), raw.array)
-    return _over_pieces(put, raw.shape[raw.axis], raw.width, blank)
+    return _filled(put, raw.shape[raw.axis], raw.width, blank)
 
 
 def _gram_raw(raw: _Raw, factor: Array) -> Float[Array, "d d"]:
     """Return the sum of (f X)(f X)^T over the matrices of a stack, with a real factor f."""
     d = raw.shape[1]
     add = lambda start, width, total: total + _gram(raw.piece(start, width) * factor)
-    return _over_pieces(add, raw.shape[raw.axis], raw.width, _blank((d, d), raw.array))
+    return _reduced(add, raw.shape[raw.axis], raw.width, _blank((d, d), raw.array))
 
 
-def _largest_magnitude(tensor: Tensor) -> Array:
-    """Return max |x| over real numbers, max of |real| and |imaginary part| over a pair."""
-    values = tensor.parts if isinstance(tensor, Pair) else tensor
-    return jnp.max(jnp.abs(values)).astype(jnp.finfo(tensor.dtype).dtype)
+def _largest_magnitude(raw: _Raw) -> Float[Array, ""]:
+    """Return max |x| over real numbers, max of |real| and |imaginary part| over complex ones."""
+    if raw.is_ready:
+        return jnp.max(jnp.abs(raw.array))
+    larger = lambda start, width, found: jnp.maximum(
+        found, jnp.max(jnp.abs(raw.piece(start, width)))
+    )
+    return _reduced(larger, raw.shape[raw.axis], raw.width, _blank((), raw.array))
 
 
-def _over_pieces(step: Callable, n: int, width: int, start: Array) -> Array:
-    """Apply step(first, number, result so far) to all pieces of n slices."""
+def _filled(put: Callable, n: int, width: int, out: Array) -> Array:
+    """Apply put(first, number, result so far) to pieces that cover n slices."""
     if width >= n:
-        return step(0, n, start)
+        return put(0, n, out)
+    # The last piece begins early: behind the loop it would be put into a copy of the whole.
+    start = lambda i: jnp.minimum(i * width, n - width)
+    return jax.lax.fori_loop(0, -(-n // width), lambda i, out: put(start(i), width, out), out)
+
+
+def _reduced(add: Callable, n: int, width: int, total: Array) -> Array:
+    """Apply add(first, number, result so far) to all pieces of n slices, each slice once."""
+    if width >= n:
+        return add(0, n, total)
     whole, rest = divmod(n, width)
-    done = jax.lax.fori_loop(0, whole, lambda i, done: step(i * width, width, done), start)
-    return done if rest == 0 else step(whole * width, rest, done)
+    total = jax.lax.fori_loop(0, whole, lambda i, total: add(i * width, width, total), total)
+    return total if rest == 0 else add(whole * width, rest, total)
 
 
 def _blank(shape: tuple[int, ...], some: Array) -> Array:

@@ -227,10 +227,13 @@ def _without(tensor, indices):
 
     They are marked in one byte per entry, more of which stay in a cache than of the tensor itself.
     """
-    marks = jnp.zeros(tensor.size, jnp.int8).at[indices].set(jnp.int8(1), **_SELECTED)
+    # A zero of which the compiler does not know that it is one: others would be made early.
+    zero = (indices[0] >> 31).astype(jnp.int8)
+    marks = jnp.broadcast_to(zero, tensor.size).at[indices].set(jnp.int8(1), **_SELECTED)
 
     def cleared(x):
-        rows = x.reshape(-1, marks.size)
-        return jnp.where(marks != 0, jnp.zeros((), x.dtype), rows).reshape(x.shape)
+        rows = to_bits(jnp.asarray(x)).reshape(-1, marks.size)
+        rows = jnp.where(marks != 0, jnp.zeros((), rows.dtype), rows)
+        return from_bits(rows, x.dtype).reshape(x.shape)
 
     return jax.tree.map(cleared, tensor)

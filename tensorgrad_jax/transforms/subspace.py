@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32, PyTree
 
+from tensorgrad_jax.bfloat16 import all_finite
 from tensorgrad_jax.projections.base import LeafProjection, Projection
 from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts, OnRefresh, cast_like
@@ -181,9 +182,12 @@ class _InSubspace:
         # The last first, as its gradient comes first out of the backward pass.
         done = None
         for index, (name, leaf) in reversed(list(enumerate(leaves.compressed.items()))):
-            tensors[name] = leaf.to_tensor(self._after(leaves.arrays[name], done, leaf))
+            gradient, old = leaves.arrays[name], self._after(state.basis[name], done, leaf)
+            if not leaf.takes_as_stored:
+                gradient = self._after(gradient, done, leaf)
+            tensors[name] = leaf.to_tensor(gradient)
             basis[name], next_refresh[name] = self._refresh_if_due(
-                index, name, leaf, tensors[name], state, moments, fresh, len(leaves.compressed)
+                index, name, leaf, tensors[name], old, state, moments, fresh, len(leaves.compressed)
             )
             compact[name] = leaf.project(tensors[name], basis[name])
             done = last_array(compact[name])
@@ -216,12 +220,12 @@ class _InSubspace:
         structs = leaves.compact_structs()
         return self.inner.init(leaves.arrays | {n: zeros(structs[n]) for n in leaves.compressed})
 
-    def _refresh_if_due(self, index, name, leaf, tensor, state, moments, fresh, n_leaves):
+    def _refresh_if_due(self, index, name, leaf, tensor, old, state, moments, fresh, n_leaves):
         """Return basis and time of the next refresh of one parameter; its moments follow."""
-        current = (state.basis[name], moments.of(name), state.next_refresh[name])
+        current = (old, moments.of(name), state.next_refresh[name])
 
         def refresh():
-            old, carried, _ = current
+            carried = current[1]
             key = jax.random.fold_in(jax.random.key(self.seed), index)
             key = jax.random.fold_in(key, state.count)
             new = cast_like(leaf.refresh(key, tensor, old), old)
@@ -254,7 +258,7 @@ class _InSubspace:
 
 
 def _all_finite(tree):
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+    return jnp.all(jnp.stack([all_finite(x) for x in jax.tree.leaves(tree)]))
 
 
 def _check_arguments(inner, projection, gap, on_refresh, complement, seed):
