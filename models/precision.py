@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Float32
 
 from tensorgrad_jax.bfloat16 import from_bits, to_bits
+from tensorgrad_jax.pieces import filled, reduced
 
 from .checks import check_choice
 
@@ -140,7 +141,6 @@ def _piecewise(function, arrays, axes, out_axis):
         return function(*arrays)
 
     def in_pieces(*arrays):
-        whole, rest = divmod(n, piece)
         struct = jax.eval_shape(function, *arrays)
         # Each use of an array waits for the other factor: otherwise the integers of a weight would
         # be made once and kept from the forward to the backward pass.
@@ -153,21 +153,20 @@ def _piecewise(function, arrays, axes, out_axis):
             )
             return function(*(from_bits(x, jnp.bfloat16) for x in pieces))
 
-        def add(start, length, done):
-            new = part(start, length)
-            if out_axis is None:
-                return done + new
-            return jax.lax.dynamic_update_slice_in_dim(done, to_bits(new), start, out_axis)
-
         if out_axis is None:
-            start = jnp.zeros(struct.shape, struct.dtype)
-        else:
-            # All of it is overwritten. Zeros would be shared by all loops, and copied early.
-            dtype = jnp.uint16 if struct.dtype == jnp.bfloat16 else struct.dtype
-            start = jnp.broadcast_to(bits[0].ravel()[0].astype(dtype), struct.shape)
-        done = jax.lax.fori_loop(0, whole, lambda i, done: add(i * piece, piece, done), start)
-        done = done if rest == 0 else add(whole * piece, rest, done)
-        return done if out_axis is None else from_bits(done, struct.dtype)
+            add = lambda start, length, total: total + part(start, length)
+            return reduced(add, n, piece, jnp.zeros(struct.shape, struct.dtype))
+
+        joined: int = out_axis
+
+        def put(start, length, out):
+            new = to_bits(part(start, length))
+            return jax.lax.dynamic_update_slice_in_dim(out, new, start, joined)
+
+        # All of it is overwritten. Zeros would be shared by all loops, and copied early.
+        dtype = jnp.uint16 if struct.dtype == jnp.bfloat16 else struct.dtype
+        blank = jnp.broadcast_to(bits[0].ravel()[0].astype(dtype), struct.shape)
+        return from_bits(filled(put, n, piece, blank), struct.dtype)
 
     return jax.lax.platform_dependent(*arrays, cpu=in_pieces, default=function)
 

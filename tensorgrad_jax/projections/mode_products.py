@@ -22,13 +22,14 @@ result there is one piece, not a converted copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from tensorgrad_jax.bfloat16 import from_bits, to_bits
+from tensorgrad_jax.pieces import filled, reduced
 from tensorgrad_jax.projections.leading import PRECISION, leading_of_gram
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_pair
 
@@ -158,7 +159,7 @@ def _multiply(stack: Float[Array, "a d b"], matrix: Float[Array, "m d"]) -> Floa
         some = jax.lax.dynamic_slice_in_dim(stack, start, width)
         return jax.lax.dynamic_update_slice_in_dim(out, _multiply_all(some, matrix), start, axis=0)
 
-    return _filled(put, a, width, _blank((a, len(matrix), b), stack))
+    return filled(put, a, width, _blank((a, len(matrix), b), stack))
 
 
 def _multiply_all(stack, matrix):
@@ -239,14 +240,14 @@ def _multiply_raw(raw: _Raw, matrix: Float[Array, "m d"]) -> Float[Array, "a m b
 
     a, _, b = raw.shape
     blank = _blank((a, len(matrix), b), raw.array)
-    return _filled(put, raw.shape[raw.axis], raw.width, blank)
+    return filled(put, raw.shape[raw.axis], raw.width, blank)
 
 
 def _gram_raw(raw: _Raw, factor: Array) -> Float[Array, "d d"]:
     """Return the sum of (f X)(f X)^T over the matrices of a stack, with a real factor f."""
     d = raw.shape[1]
     add = lambda start, width, total: total + _gram(raw.piece(start, width) * factor)
-    return _reduced(add, raw.shape[raw.axis], raw.width, _blank((d, d), raw.array))
+    return reduced(add, raw.shape[raw.axis], raw.width, _blank((d, d), raw.array))
 
 
 def _largest_magnitude(raw: _Raw) -> Float[Array, ""]:
@@ -256,25 +257,7 @@ def _largest_magnitude(raw: _Raw) -> Float[Array, ""]:
     larger = lambda start, width, found: jnp.maximum(
         found, jnp.max(jnp.abs(raw.piece(start, width)))
     )
-    return _reduced(larger, raw.shape[raw.axis], raw.width, _blank((), raw.array))
-
-
-def _filled(put: Callable, n: int, width: int, out: Array) -> Array:
-    """Apply put(first, number, result so far) to pieces that cover n slices."""
-    if width >= n:
-        return put(0, n, out)
-    # The last piece begins early: behind the loop it would be put into a copy of the whole.
-    start = lambda i: jnp.minimum(i * width, n - width)
-    return jax.lax.fori_loop(0, -(-n // width), lambda i, out: put(start(i), width, out), out)
-
-
-def _reduced(add: Callable, n: int, width: int, total: Array) -> Array:
-    """Apply add(first, number, result so far) to all pieces of n slices, each slice once."""
-    if width >= n:
-        return add(0, n, total)
-    whole, rest = divmod(n, width)
-    total = jax.lax.fori_loop(0, whole, lambda i, total: add(i * width, width, total), total)
-    return total if rest == 0 else add(whole * width, rest, total)
+    return reduced(larger, raw.shape[raw.axis], raw.width, _blank((), raw.array))
 
 
 def _blank(shape: tuple[int, ...], some: Array) -> Array:

@@ -202,7 +202,7 @@ def plot(rows: Mapping[str, StepMemory], path: Any) -> None:
         axes.text(left, place, f" {left:,.0f}", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.16)
     axes.set_xlabel("MiB at the peak of a training step")
     figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=150)
