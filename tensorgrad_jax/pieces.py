@@ -12,12 +12,18 @@ Step = Callable[..., Array]
 
 
 def filled(put: Step, n: int, width: int, out: Array) -> Array:
-    """Apply put(first, number, result so far) to pieces that cover n slices, some of them twice."""
+    """Apply put(first, number, result so far) to pieces of at most `width` of n slices.
+
+    A few slices are in two pieces.
+    """
     if width >= n:
         return put(0, n, out)
-    # The last piece begins early: a remainder behind the loop would be put into a copy of `out`.
+    # Pieces of one length, the last begins early: a remainder behind the loop would be put into a
+    # copy of `out`.
+    pieces = -(-n // width)
+    width = -(-n // pieces)
     start = lambda i: jnp.minimum(i * width, n - width)
-    return jax.lax.fori_loop(0, -(-n // width), lambda i, out: put(start(i), width, out), out)
+    return jax.lax.fori_loop(0, pieces, lambda i, out: put(start(i), width, out), out)
 
 
 def reduced(add: Step, n: int, width: int, total: Array) -> Array:

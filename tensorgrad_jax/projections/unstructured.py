@@ -23,6 +23,10 @@ from tensorgrad_jax.projections.selection import (
     weighted,
 )
 
+# Entries of a tensor from which on nothing is made for it before it is needed. Smaller ones are
+# faster when the compiler is free.
+LARGE_SIZE = 2**23
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +231,10 @@ def _without(tensor, indices):
 
     They are marked in one byte per entry, more of which stay in a cache than of the tensor itself.
     """
-    # A zero of which the compiler does not know that it is one: others would be made early.
-    zero = (indices[0] >> 31).astype(jnp.int8)
+    zero = jnp.zeros((), jnp.int8)
+    if tensor.size >= LARGE_SIZE:
+        # Of this one the compiler does not know that it is zero: it would make the others early.
+        zero = (indices[0] >> 31).astype(jnp.int8)
     marks = jnp.broadcast_to(zero, tensor.size).at[indices].set(jnp.int8(1), **_SELECTED)
 
     def cleared(x):
