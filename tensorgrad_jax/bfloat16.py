@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-_EXPONENT = 0x7F80  # its bits, all of them set where a number is not finite
+_EXPONENT = 0x7F80  # the bits of the exponent; all are set where a number is not finite
 
 
 def to_bits(x: Array) -> Array:

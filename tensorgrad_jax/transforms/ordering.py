@@ -17,9 +17,10 @@ LARGE_BYTES = 2**26
 
 
 def after(tree: PyTree, done: Any, n_bytes: int) -> PyTree:
-    """Return the floating-point arrays of `tree`, computed after the array `done`.
+    """Return the arrays of `tree`, computed after the array `done`.
 
-    What is added to them is a zero that no compiler knows to be one, whatever `done` holds.
+    What is added to them is a zero that no compiler knows to be one, whatever `done` holds. Of
+    two things that are to wait choose the smaller: the sum is a copy.
 
     Args:
         tree: what has to wait.
