@@ -102,23 +102,22 @@ def sequentially_truncated(
         if not truncated[mode]:
             factors.append(None)
             continue
-        if is_raw:
-            raw = _raw(stack, mode, pair_travels)
+        raw = _raw(stack, mode, pair_travels) if is_raw else None
+        if raw is None:
+            products = _gram(_stack(stack, sizes, mode, pair_travels))
+        else:
             largest = _largest_magnitude(raw)
             factor = 1 / jnp.where(largest > 0, largest, 1)
             products = _gram_raw(raw, factor)
-        else:
-            products = _gram(_stack(stack, sizes, mode, pair_travels))
         u = leading_of_gram(_complex_gram(products) if pair_travels else products, rank)
         factors.append(u)
         if not any(truncated[mode + 1 :]):
             continue  # the last product would be the core, which nobody asked for
         matrix = _real(u).T if pair_travels else u.T
-        if is_raw:
-            raw = _raw(stack, mode, pair_travels)
-            stack, is_raw = _multiply_raw(raw, matrix * factor), False
-        else:
+        if raw is None:
             stack = _multiply(_stack(stack, sizes, mode, pair_travels), matrix)
+        else:
+            stack, is_raw = _multiply_raw(raw, matrix * factor), False
         sizes[mode] = rank
     return tuple(factors)
 

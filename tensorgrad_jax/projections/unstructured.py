@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.bfloat16 import from_bits, to_bits
+from tensorgrad_jax.ordering import after
 from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
 from tensorgrad_jax.projections.selection import (
@@ -22,10 +23,6 @@ from tensorgrad_jax.projections.selection import (
     top_k,
     weighted,
 )
-
-# Entries of a tensor from which on nothing is made for it before it is needed. Smaller ones are
-# faster when the compiler is free.
-LARGE_SIZE = 2**23
 
 
 @jax.tree_util.register_dataclass
@@ -231,11 +228,9 @@ def _without(tensor, indices):
 
     They are marked in one byte per entry, more of which stay in a cache than of the tensor itself.
     """
-    zero = jnp.zeros((), jnp.int8)
-    if tensor.size >= LARGE_SIZE:
-        # Of this one the compiler does not know that it is zero: it would make the others early.
-        zero = (indices[0] >> 31).astype(jnp.int8)
-    marks = jnp.broadcast_to(zero, tensor.size).at[indices].set(jnp.int8(1), **_SELECTED)
+    # Left to itself the compiler would make the zeros of all tensors at the beginning.
+    zeros = after(jnp.zeros(tensor.size, jnp.int8), indices, tensor.dtype.itemsize * tensor.size)
+    marks = zeros.at[indices].set(jnp.int8(1), **_SELECTED)
 
     def cleared(x):
         rows = to_bits(jnp.asarray(x)).reshape(-1, marks.size)

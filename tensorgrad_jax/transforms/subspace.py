@@ -23,10 +23,10 @@ import optax
 from jaxtyping import Array, Int32, PyTree
 
 from tensorgrad_jax.bfloat16 import all_finite
+from tensorgrad_jax.ordering import after, last_array
 from tensorgrad_jax.projections.base import LeafProjection, Projection
 from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts, OnRefresh, cast_like
-from tensorgrad_jax.transforms.ordering import after, last_array
 
 Gap = int | Callable[[Array], Any]
 Carry = Callable[[LeafProjection, Any, Any, Any], Any]
