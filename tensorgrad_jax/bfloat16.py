@@ -31,3 +31,10 @@ def all_finite(x: Array) -> Bool[Array, ""]:
     if x.dtype != jnp.bfloat16:
         return jnp.all(jnp.isfinite(x))
     return jnp.all((to_bits(x) & _EXPONENT) != _EXPONENT)
+
+
+def any_nonzero(x: Array) -> Bool[Array, ""]:
+    """Return whether some entry is not zero."""
+    if x.dtype != jnp.bfloat16:
+        return jnp.any(x != 0)
+    return jnp.any((to_bits(x) & 0x7FFF) != 0)  # all bits but the sign

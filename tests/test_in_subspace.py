@@ -78,11 +78,17 @@ def test_one_compilation_and_constant_structs_across_refreshes():
 def test_full_budget_is_plain_adamw():
     """With everything kept and no weight on what nobody drops, TensorGRaD is AdamW.
 
-    A sparse ratio of 1 keeps all entries; nothing is left over for the low-rank part. Complex
-    leaves have no counterpart in optax.adamw, whose second moment is complex.
+    A sparse ratio of 1 keeps all entries; nothing is left over for the low-rank part. A pair is
+    taken once as real numbers and once as the complex ones whose parts are equally large: their
+    common second moment is then that of both.
     """
-    specs = {"pair": tg.TensorSpec(), "complex": None, "dense": None}
-    real = lambda seed: random_params(seed) | {"complex": random_params(seed)["dense"]}
+    specs = {"pair": tg.TensorSpec(), "complex": tg.TensorSpec(0), "dense": None}
+
+    def real(seed):
+        params = random_params(seed)
+        z = params["complex"]
+        return params | {"complex": jnp.stack([z.real, -z.real])}
+
     results = []
     for optimizer in (
         tg.projected_adamw(1e-2, tg.UnstructuredSparse(1.0), weight_decay=0.1, specs=specs),
@@ -139,19 +145,27 @@ def test_refresh_fates_of_the_moments():
     m1, m2 = s1.inner.mu["complex"], kept.inner.mu["complex"]
     np.testing.assert_allclose(m2, 0.5 * m1 + 0.5 * compact, atol=1e-5)
 
-    _, _, reset = moments_after("reset")
-    np.testing.assert_allclose(reset.inner.mu["complex"], 0.5 * compact, atol=1e-5)
+    # Anew, as large as they were: the second moments stay, the first start at the gradient.
+    _, s1, reset = moments_after("reset")
+    ratio = np.sqrt(0.001 * np.mean(np.abs(m1) ** 2 / s1.inner.nu["complex"]))
     np.testing.assert_allclose(
-        reset.inner.nu["complex"], 0.001 * np.abs(compact) ** 2, rtol=1e-4, atol=1e-8
+        reset.inner.mu["complex"], (0.5 + 0.5 * ratio) * compact, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        reset.inner.nu["complex"],
+        0.999 * s1.inner.nu["complex"] + 0.001 * np.abs(compact) ** 2,
+        rtol=1e-4,
     )
     # What is not compressed knows of no refresh.
     np.testing.assert_allclose(reset.inner.mu["dense"], kept.inner.mu["dense"])
 
     _, s1, moved = moments_after("transport")
-    lifted = tg.Tucker(0.3).lift(s1.inner.mu["complex"], s1.basis["complex"])
-    carried = tg.Tucker(0.3).project(lifted, moved.basis["complex"])
-    np.testing.assert_allclose(moved.inner.mu["complex"], 0.5 * carried + 0.5 * compact, atol=1e-5)
-    assert np.all(np.asarray(moved.inner.nu["complex"]) >= 0)
+    tucker, old, new = tg.Tucker(0.3), s1.basis["complex"], moved.basis["complex"]
+    compact = tucker.project(second["complex"], new)
+    carried = tucker.project(tucker.lift(s1.inner.mu["complex"], old), new)
+    unknown = 1 - tucker.transport_squares(jnp.ones(compact.shape), old, new)
+    expected = 0.5 * (carried + ratio * unknown * compact) + 0.5 * compact
+    np.testing.assert_allclose(moved.inner.mu["complex"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_complement_passes_on_what_the_subspace_leaves_out():
@@ -182,21 +196,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_basis_and_puts_the_refresh_off
     assert (after.next_refresh["pair"], after.next_refresh["complex"]) == (0, 3)
     _, later = jax.jit(optimizer.update)(good, after)
     assert later.next_refresh["pair"] == 4
-    assert np.any(later.basis["pair"][1][0] != state.basis["pair"][1][0])
-
-
-@pytest.mark.parametrize("spec", [tg.TensorSpec(), tg.TensorSpec(complex_axis=0)])
-@pytest.mark.parametrize("projection", [tg.Tucker(0.1), tg.UnstructuredSparse(0.05)])
-def test_match_size_makes_updates_as_large_as_those_of_the_inner_optimizer(spec, projection):
-    """Adam's first update has entries of magnitude one: so has, on the average, the lifted one."""
-    g = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8, 7)), jnp.float32)
-    for match in (True, False):
-        optimizer = tg.in_subspace(tg.scale_by_adam(), projection, specs=spec, match_size=match)
-        update, state = optimizer.update(g, optimizer.init(g))
-        numbers = g.size // (1 if spec.complex_axis is None else 2)
-        kept = sum(x.size for x in jax.tree.leaves(state.inner.nu["params"]))
-        squares = jnp.sum(update**2) / numbers
-        assert squares == pytest.approx(1 if match else kept / numbers, rel=1e-3)
+    assert np.any(later.basis["pair"][1] != state.basis["pair"][1])
 
 
 def test_stagger_spreads_the_refreshes_over_the_gap():
@@ -211,7 +211,7 @@ def test_stagger_spreads_the_refreshes_over_the_gap():
     for _ in range(17):
         before = state.basis
         _, state = update(params, state)
-        refreshed.append([n for n in params if before[n].choice != state.basis[n].choice])
+        refreshed.append([n for n in params if before[n][0] != state.basis[n][0]])
     assert {i: names for i, names in enumerate(refreshed) if names} == {
         0: ["a", "b", "c", "d"], 2: ["a"], 4: ["b"], 6: ["c"], 8: ["d"],
         10: ["a"], 12: ["b"], 14: ["c"], 16: ["d"],
@@ -238,11 +238,11 @@ def test_every_leaf_and_refresh_draws_its_own_entries():
     optimizer = tg.in_subspace(optax.scale(1.0), tg.UnstructuredSparse(0.1), 1)
     _, s1 = optimizer.update(params, optimizer.init(params))
     _, s2 = optimizer.update(params, s1)
-    seeds = [int(s.basis[n].choice) for s in (s1, s2) for n in "ab"]
+    seeds = [int(s.basis[n][0]) for s in (s1, s2) for n in "ab"]
     assert len(set(seeds)) == 4
     other = tg.in_subspace(optax.scale(1.0), tg.UnstructuredSparse(0.1), 1, seed=1)
     _, s3 = other.update(params, other.init(params))
-    assert int(s3.basis["a"].choice) not in seeds
+    assert int(s3.basis["a"][0]) not in seeds
 
 
 def test_default_rule_and_specs():
@@ -270,13 +270,18 @@ def test_state_of_other_parameters_is_refused():
 
 
 def test_moments_that_cannot_be_carried_are_refused_in_init():
-    params = {"w": jnp.ones((256, 256, 2))}
-    make = lambda fate: tg.in_subspace(
-        optax.scale_by_factored_rms(min_dim_size_to_factor=8), tg.Tucker(0.5), on_refresh=fate
-    )
-    with pytest.raises(ValueError, match="cannot carry 'v_row' of the inner state"):
-        make("transport").init(params)
-    make("reset").init(params)
+    params = {"w": jnp.ones((16, 16, 8))}
+    make = lambda inner, fate: tg.in_subspace(inner, tg.Tucker(0.5), on_refresh=fate)
+    for inner, message in (
+        (optax.contrib.scale_by_adopt(), "cannot carry 'mu' of scale_by_adopt"),
+        (optax.scale_by_adamax(), "cannot carry 'nu' of scale_by_adamax .*'w'"),
+        (optax.scale_by_sm3(), "cannot carry 'mu' of scale_by_sm3"),
+        (optax.flatten(optax.scale_by_adam()), "does not find the moments .* 'mu'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(inner, "transport").init(params)
+    make(optax.scale_by_adamax(), "reset").init(params)
+    make(optax.flatten(optax.scale_by_adam()), "keep").init(params)
 
 
 @pytest.mark.parametrize(
@@ -336,10 +341,9 @@ def test_bfloat16_parameters_have_float32_moments():
     state = optimizer.init(params)
     updates, after = jax.jit(optimizer.update)(params, state, params)
     assert struct(after) == struct(state)
-    assert {str(x.dtype) for x in jax.tree.leaves((after[0].inner.mu, after[0].inner.nu))} == {
-        "complex64",
-        "float32",
-    }
+    moments = jax.tree.leaves((after[0].inner.mu, after[0].inner.nu))
+    assert {str(x.dtype) for x in moments} == {"float32"}
+    assert updates["w"].dtype == jnp.bfloat16  # as Optax's: that of the gradients
     assert optax.apply_updates(params, updates)["w"].dtype == jnp.bfloat16
 
 
@@ -395,7 +399,7 @@ def test_the_order_of_work_does_not_change_the_result(per_layer, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_an_update_needs_little_more_than_one_tensor(dtype, monkeypatch):
-    """Temporaries of three parameters' update, refreshes included, against one in float32."""
+    """Updates of three parameters with all temporaries, refreshes included: 4.4 in float32."""
     monkeypatch.setattr(ordering, "LARGE_BYTES", 0)
     monkeypatch.setattr(mode_products, "PIECE_BYTES", 2**14)
     params = {f"w{i}": jax.ShapeDtypeStruct((2, 32, 32, 32), dtype) for i in range(3)}
@@ -403,7 +407,8 @@ def test_an_update_needs_little_more_than_one_tensor(dtype, monkeypatch):
     state = jax.eval_shape(optimizer.init, params)
     compiled = jax.jit(optimizer.update).lower(params, state, params).compile()
     n_bytes = 4 * 2 * 32**3
-    assert compiled.memory_analysis().temp_size_in_bytes < 1.4 * n_bytes
+    updates = len(params) * n_bytes * jnp.dtype(dtype).itemsize / 4
+    assert compiled.memory_analysis().temp_size_in_bytes + updates < 4.4 * n_bytes
 
 
 def test_one_parameter_after_the_other_needs_less_memory(monkeypatch):
@@ -422,4 +427,4 @@ def test_one_parameter_after_the_other_needs_less_memory(monkeypatch):
         state = jax.eval_shape(optimizer.init, params)
         compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
         temporaries[per_layer] = compiled.memory_analysis().temp_size_in_bytes
-    assert temporaries[True] < 0.75 * temporaries[False]
+    assert temporaries[True] < 0.95 * temporaries[False]

@@ -23,13 +23,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
+from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair, is_pair
+from tensorgrad_jax.projections.plain import make_plain
 
 Basis = Any  # a pytree of arrays
 Compact = Any  # an array, or a tuple of compacts
@@ -55,6 +57,7 @@ class TensorSpec:
     groups: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self):
+        make_plain(self)
         if self.complex_axis is not None and not _is_int(self.complex_axis):
             raise ValueError(
                 f"TensorSpec: complex_axis must be an integer or None, got {self.complex_axis!r}"
@@ -155,9 +158,17 @@ class Projection(abc.ABC):
         lifted = self.lift(compact, basis)
         return tensor + (lifted if weight == 1.0 else weight * lifted)
 
+    def lift_factor(self, shape: tuple[int, ...]) -> float:
+        """Return what `lift` multiplies by: it then is that number times the adjoint of `project`.
+
+        The factor belongs to updates. What a compact form leaves over is found without it.
+        """
+        del shape
+        return 1.0
+
     def complement(self, tensor: Tensor, compact: Compact, basis: Basis) -> Tensor:
         """Return what `compact`, the compact form of `tensor`, leaves over of it."""
-        return self.add_lifted(tensor, compact, basis, -1.0)
+        return self.add_lifted(tensor, compact, basis, -1.0 / self.lift_factor(tensor.shape))
 
     def split(self, tensor: Tensor, basis: Basis) -> tuple[Compact, Tensor]:
         """Return the compact form of `tensor` and what it leaves over."""
@@ -299,6 +310,33 @@ class LeafProjection:
         n = math.prod(self.shape) // (1 if self.spec.complex_axis is None else 2)
         return sum(math.prod(s.shape) for s in jax.tree.leaves(self.compact_struct())) / n
 
+    def basis_arrays(self, basis: Basis) -> tuple[Array, ...]:
+        """Return the arrays of a basis, which are all of it that a state must hold.
+
+        What else it says (a shape, that a mode has no factor) follows from the leaf.
+        """
+        return tuple(jax.tree.leaves(basis))
+
+    def basis_of(self, arrays: Sequence[Array]) -> Basis:
+        """Undo `basis_arrays`."""
+        return jax.tree.structure(jax.eval_shape(self.init)).unflatten(arrays)
+
+    def to_numbers(self, compact: Compact) -> Compact:
+        """Return a compact form as an optimizer is to see it: in numbers of the leaf's own kind.
+
+        The leaf of a complex tensor stored as a pair holds real numbers. Then so does this form, a
+        `Pair` in the place of every complex array: whatever Optax makes of the real numbers of an
+        uncompressed pair, it makes of these. Real and imaginary part lie along axis 0, also where
+        tensors are stacked.
+        """
+        if self.spec.complex_axis is None:
+            return compact
+        return jax.tree.map(lambda x: as_pair(x) if jnp.iscomplexobj(x) else x, compact)
+
+    def from_numbers(self, compact: Compact) -> Compact:
+        """Undo `to_numbers`."""
+        return jax.tree.map(as_array, compact, is_leaf=is_pair)
+
     def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Choose the subspace of every stacked tensor anew."""
         if not self.spec.batch_axes:
@@ -333,5 +371,5 @@ class LeafProjection:
         return self._over_batch(self.projection.transport)(compact, old, new)
 
     def transport_squares(self, compact: Compact, old: Basis, new: Basis) -> Compact:
-        """Carry second moments over to a new basis."""
+        """Carry variances over to a new basis."""
         return self._over_batch(self.projection.transport_squares)(compact, old, new)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.projections.base import Basis, Compact, Leaf, Projection
 from tensorgrad_jax.projections.pairs import Pair, Tensor
+from tensorgrad_jax.projections.plain import make_plain
 from tensorgrad_jax.projections.unstructured import UnstructuredSparse
 
 
@@ -27,6 +28,7 @@ class _Pair(Projection):
     weights: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self):
+        make_plain(self)
         owner = type(self).__name__
         for name in ("first", "second"):
             if not isinstance(part := getattr(self, name), Projection):

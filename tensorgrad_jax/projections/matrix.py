@@ -13,6 +13,7 @@ from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.projections.base import Leaf, Projection, check_scale, scaled_to_one
 from tensorgrad_jax.projections.leading import PRECISION, leading_by_gram, leading_by_svd
+from tensorgrad_jax.projections.plain import make_plain
 from tensorgrad_jax.projections.ranks import uniform_ranks
 
 _SIDES = ("std", "reverse_std", "left", "right", "full")
@@ -65,6 +66,7 @@ class MatrixLowRank(Projection):
     scale: float = 1.0
 
     def __post_init__(self):
+        make_plain(self)
         rank = self.rank
         number = isinstance(rank, int | float) and not isinstance(rank, bool)
         if not number or rank <= 0 or (isinstance(rank, float) and rank > 1):
@@ -153,6 +155,11 @@ class MatrixLowRank(Projection):
         lifted = _product(basis.left, compact, right).reshape([basis.shape[a] for a in order])
         lifted = lifted.transpose([order.index(a) for a in range(len(order))])
         return lifted if self.scale == 1.0 else self.scale * lifted
+
+    def lift_factor(self, shape: tuple[int, ...]) -> float:
+        """Return `scale`."""
+        del shape
+        return self.scale
 
     def transport(
         self, compact: Inexact[Array, "r c"], old: MatrixBasis, new: MatrixBasis

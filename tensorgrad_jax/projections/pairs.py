@@ -7,19 +7,19 @@ stands for the complex tensor.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """The complex tensor parts[0] + i parts[1].
+
+    A named tuple, so that every checkpointer and serialiser knows it: moments of complex
+    parameters that are stored as pairs are such ones too.
 
     Attributes:
         parts: real array of shape (2, *shape).
@@ -60,3 +60,8 @@ def as_array(tensor: Tensor) -> Inexact[Array, ...]:
 def as_pair(tensor: Inexact[Array, ...]) -> Pair:
     """Return a complex array as a pair."""
     return Pair(jnp.stack([tensor.real, tensor.imag]))
+
+
+def is_pair(node: Any) -> bool:
+    """Whether a node of a tree is a pair; for `is_leaf`."""
+    return isinstance(node, Pair)

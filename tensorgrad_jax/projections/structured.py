@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.projections.base import Leaf, Projection, check_scale, scaled_to_one
+from tensorgrad_jax.projections.plain import make_plain
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
 from tensorgrad_jax.projections.selection import SELECTIONS, Selection, select_of_few
 
@@ -58,6 +59,7 @@ class StructuredSparse(Projection):
     scale: float = 1.0
 
     def __post_init__(self):
+        make_plain(self)
         check_rank("StructuredSparse", self.ratio, "ratio")
         if self.select not in SELECTIONS:
             raise ValueError(
@@ -110,7 +112,7 @@ class StructuredSparse(Projection):
         weight: float = 1.0,
     ) -> Inexact[Array, ...]:
         """Add the block in its place."""
-        factor = weight * self._factor(basis.shape)
+        factor = weight * self.lift_factor(basis.shape)
         block = compact if factor == 1.0 else factor * compact
         if not basis.slices:
             return tensor + block
@@ -118,7 +120,8 @@ class StructuredSparse(Projection):
             block, indices_are_sorted=True, unique_indices=True
         )
 
-    def _factor(self, shape: tuple[int, ...]) -> float:
+    def lift_factor(self, shape: tuple[int, ...]) -> float:
+        """Return `scale`, times sqrt(size / kept) where that is asked for."""
         if not self.scale_by_mask_ratio:
             return self.scale
         return self.scale * math.sqrt(math.prod(shape) / math.prod(self.counts(shape)))

@@ -28,6 +28,7 @@ from tensorgrad_jax.projections.leading import (
     leading_by_svd,
 )
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
+from tensorgrad_jax.projections.plain import make_plain
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
 
 _METHODS = ("gram", "svd", "randomized")
@@ -77,6 +78,7 @@ class Tucker(Projection):
     factors: Literal["complex", "real"] = "complex"
 
     def __post_init__(self):
+        make_plain(self)
         check_rank("Tucker", self.rank)
         if not isinstance(self.n_iter, int) or self.n_iter < 1:
             raise ValueError(f"Tucker: n_iter must be a positive integer, got {self.n_iter!r}")
@@ -163,6 +165,11 @@ class Tucker(Projection):
     def _lift_to_parts(self, compact, basis):
         core = compact if self.scale == 1.0 else self.scale * compact
         return mode_products.lift_to_parts(core, basis)
+
+    def lift_factor(self, shape: tuple[int, ...]) -> float:
+        """Return `scale`."""
+        del shape
+        return self.scale
 
     def transport(
         self, compact: Inexact[Array, ...], old: Basis, new: Basis

@@ -14,6 +14,7 @@ from tensorgrad_jax.bfloat16 import from_bits, to_bits
 from tensorgrad_jax.ordering import after
 from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
+from tensorgrad_jax.projections.plain import make_plain
 from tensorgrad_jax.projections.selection import (
     SELECTIONS,
     Selection,
@@ -67,6 +68,7 @@ class UnstructuredSparse(Projection):
     scale: float = 1.0
 
     def __post_init__(self):
+        make_plain(self)
         if not isinstance(self.ratio, int | float) or not 0 < self.ratio <= 1:
             raise ValueError(
                 f"UnstructuredSparse: ratio must be a number in (0, 1], got {self.ratio!r}"
@@ -148,7 +150,7 @@ class UnstructuredSparse(Projection):
         weight: float = 1.0,
     ) -> Tensor:
         """Scatter-add the entries to a tensor: only k entries are touched."""
-        factor = weight * self._factor(basis.shape)
+        factor = weight * self.lift_factor(basis.shape)
         entries = compact if factor == 1.0 else factor * compact
         if not _has_parts(tensor):
             return _scatter_add(tensor, entries, self.indices(basis))
@@ -161,19 +163,16 @@ class UnstructuredSparse(Projection):
         self, tensor: Tensor, compact: Inexact[Array, " k"], basis: KeptEntries
     ) -> Tensor:
         """Return the tensor with zeros in the place of the kept entries."""
-        if self._factor(basis.shape) != 1.0:
-            return self.add_lifted(tensor, compact, basis, -1.0)
+        del compact
         return _without(tensor, self.indices(basis))
 
     def split(self, tensor: Tensor, basis: KeptEntries) -> tuple[Inexact[Array, " k"], Tensor]:
         """Gather the kept entries and put zeros in their place."""
         indices = self.indices(basis)
-        compact = self._project(tensor, indices)
-        if self._factor(basis.shape) != 1.0:
-            return compact, self.complement(tensor, compact, basis)
-        return compact, _without(tensor, indices)
+        return self._project(tensor, indices), _without(tensor, indices)
 
-    def _factor(self, shape: tuple[int, ...]) -> float:
+    def lift_factor(self, shape: tuple[int, ...]) -> float:
+        """Return `scale`, times sqrt(size / kept) where that is asked for."""
         if not self.scale_by_mask_ratio:
             return self.scale
         return self.scale * math.sqrt(math.prod(shape) / self.count(shape))

@@ -10,9 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32
 
 from tensorgrad_jax.projections.base import TensorSpec
+from tensorgrad_jax.projections.plain import plain
 from tensorgrad_jax.transforms.complex_pairs import times_real
+from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
 from tensorgrad_jax.transforms.leaves import Specs, named_leaves
-from tensorgrad_jax.transforms.moments import abs_squared
+from tensorgrad_jax.transforms.moments import abs_squared, bias_correction
+from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
 
 
 class ScaleByFactoredRmsState(NamedTuple):
@@ -35,6 +38,7 @@ def scale_by_factored_rms(
     eps: ArrayLike = 1e-8,
     specs: Specs = None,
     numerator: optax.GradientTransformation | None = None,
+    max_rms: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divide gradients by the root of a second moment that is a product of means.
 
@@ -54,15 +58,18 @@ def scale_by_factored_rms(
         b2: decay of the means, in [0, 1).
         eps: added to the root, for numerical stability.
         specs: which leaves are factored, see `in_subspace`. Real and imaginary part of a complex
-            pair have one second moment, |g|^2. The two largest axes are factored, the last ones
-            among equals; `TensorSpec.groups` asks for others, or for groups of axes: frequencies
-            by channel pairs, ((0, 1), (2, 3)), would take 1,168 numbers above.
+            pair have one second moment, the mean of their squares. The two largest axes are
+            factored, the last ones among equals; `TensorSpec.groups` asks for others, or for groups
+            of axes: frequencies by channel pairs, ((0, 1), (2, 3)), would take 1,168 numbers above.
         numerator: makes of the gradients what is divided by the root; None for the gradients
             themselves. `optax.ema(b1)` gives the momentum of Adam, and in a subspace
             (`in_subspace(optax.ema(b1), ..., complement="pass")`) a small one.
+        max_rms: bound of the root mean square of a factored parameter's update; what exceeds it is
+            scaled down as a whole. A factored v can be far below single entries' own squares, in
+            the first steps above all. Adafactor has 1.
 
     Returns:
-        A transformation whose updates are float32 or wider, complex for complex leaves.
+        A transformation whose updates have the dtype of the gradients.
 
     Raises:
         ValueError: here, if b2 or eps is out of range; at `init`, if a spec does not fit its leaf.
@@ -80,19 +87,30 @@ def scale_by_factored_rms(
     References:
         N. Shazeer and M. Stern, Adafactor, arXiv 1804.04235, section 3 (of a matrix).
     """
+    b2, eps, max_rms = plain(b2), plain(eps), plain(max_rms)
     if isinstance(b2, int | float) and not 0 <= b2 < 1:
         raise ValueError(f"scale_by_factored_rms: b2 must be in [0, 1), got {b2!r}")
     if isinstance(eps, int | float) and eps < 0:
         raise ValueError(f"scale_by_factored_rms: eps must not be negative, got {eps!r}")
 
+    if max_rms is not None and (isinstance(max_rms, bool) or not max_rms > 0):
+        raise ValueError(
+            f"scale_by_factored_rms: max_rms must be a positive number or None, got {max_rms!r}"
+        )
+
     inner = optax.with_extra_args_support(optax.identity() if numerator is None else numerator)
 
     def init_fn(params):
+        if is_placeholder(params):
+            return not_of_parameters(ScaleByFactoredRmsState)
         arrays, chosen, _ = named_leaves(params, specs)
         nu = {}
         for name, leaf in arrays.items():
             dtype = jnp.finfo(jnp.promote_types(leaf.dtype, jnp.float32)).dtype
             averaged = _averaged_axes(name, leaf, chosen[name])
+            if chosen[name] is None:
+                nu[name] = (jnp.zeros_like(leaf, dtype),)  # sharded as the parameter is
+                continue
             shapes = [_mean_shape(leaf, chosen[name], axes) for axes in averaged]
             nu[name] = tuple(jnp.zeros(shape, dtype) for shape in shapes)
         return ScaleByFactoredRmsState(jnp.zeros((), jnp.int32), nu, inner.init(params))
@@ -100,7 +118,6 @@ def scale_by_factored_rms(
     def update_fn(updates, state, params=None, **extra_args):
         arrays, chosen, treedef = named_leaves(updates, specs)
         count = cast(Array, optax.safe_increment(state.count))
-        correct = 1 - jnp.float32(b2) ** count
         divided, inner_state = inner.update(updates, state.numerator, params, **extra_args)
         nu, scaled = {}, []
         for (name, g), above in zip(arrays.items(), treedef.flatten_up_to(divided), strict=True):
@@ -109,18 +126,23 @@ def scale_by_factored_rms(
             for axis in pair:
                 # Slices are added in the pass that squares; a sum over an axis would be its own.
                 first, second = jnp.split(squares, 2, axis)
-                squares = first + second
+                squares = (first + second) / 2
             averaged = _averaged_axes(name, g, chosen[name])
             nu[name] = tuple(
                 b2 * old + (1 - b2) * (squares.mean(axes, keepdims=True) if axes else squares)
                 for old, axes in zip(state.nu[name], averaged, strict=True)
             )
             wide = above.astype(jnp.promote_types(above.dtype, jnp.float32))
-            root = jnp.sqrt(_product(nu[name], averaged) / correct)
-            scaled.append(times_real(wide, 1 / (root + eps)))
+            v = _product(nu[name], averaged)
+            root = jnp.sqrt(v / bias_correction(b2, count, v.dtype))
+            update = times_real(wide, 1 / (root + eps))
+            if chosen[name] is not None and max_rms is not None:
+                size = jnp.sqrt(abs_squared(update).mean())
+                update = times_real(update, 1 / jnp.maximum(1, size / max_rms))
+            scaled.append(update.astype(above.dtype))
         return treedef.unflatten(scaled), ScaleByFactoredRmsState(count, nu, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, compiler_chooses(update_fn))
 
 
 def _product(means, averaged):

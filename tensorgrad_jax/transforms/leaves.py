@@ -46,7 +46,7 @@ def default_specs(params: PyTree) -> PyTree:
     """Return a spec for every leaf of 3 or more dimensions and more than 1,000 elements."""
 
     def spec(leaf):
-        large = leaf.ndim >= _MIN_DIMENSIONS and leaf.size > _MIN_SIZE
+        large = jnp.ndim(leaf) >= _MIN_DIMENSIONS and jnp.size(leaf) > _MIN_SIZE
         return TensorSpec() if large else None
 
     return jax.tree.map(spec, params)
@@ -100,7 +100,8 @@ def take_apart(tree: PyTree, projection: Projection | PyTree, specs: Specs) -> L
 def _named_arrays(tree: PyTree) -> tuple[dict[str, Any], Any]:
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = _names([path for path, _ in paths])
-    return dict(zip(names, (leaf for _, leaf in paths), strict=True)), treedef
+    leaves = (leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for _, leaf in paths)
+    return dict(zip(names, leaves, strict=True)), treedef
 
 
 def _resolve_specs(specs: Specs, tree, names: list[str]) -> list[TensorSpec | None]:
@@ -124,7 +125,10 @@ def _by_name(given: PyTree, argument: str, kind: type, tree: PyTree, names: list
                 f"{argument} must hold {kind.__name__} or None for every leaf, got {entry!r}"
             )
     missing = [name for name in names if name not in by_name]
-    unknown = [name for name in by_name if name not in names]
+    # Where parameters have a hole (None, as Equinox leaves where a module has no bias), a tree of
+    # specs may have one too.
+    holes = _holes(tree)
+    unknown = [n for n, x in by_name.items() if n not in names and not (x is None and n in holes)]
     # Under optax.masked and optax.partition some parameters are not there, but their entries are.
     if missing or (unknown and not _has_masked_parts(tree)):
         raise ValueError(
@@ -132,6 +136,12 @@ def _by_name(given: PyTree, argument: str, kind: type, tree: PyTree, names: list
             f"{unknown}"
         )
     return [by_name[name] for name in names]
+
+
+def _holes(tree) -> set[str]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+    names = _names([path for path, _ in paths])
+    return {name for name, (_, leaf) in zip(names, paths, strict=True) if leaf is None}
 
 
 def _has_masked_parts(tree) -> bool:

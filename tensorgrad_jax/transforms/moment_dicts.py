@@ -1,87 +1,75 @@
-"""Finding the moments in the state of any Optax transformation, and carrying them over.
+"""Finding the moments of every parameter in the state of any Optax transformation.
 
 The inner transformation is given one flat dictionary {parameter name: compact form}. Whatever in
 its state is a dictionary with these very names is therefore a moment, whichever transformation
-made it; the field it stands in tells whether it is linear in the gradient or a square of it.
+made it. Moments that stand in one node of the state belong together: Adam's `mu` and `nu`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
-
-from tensorgrad_jax.projections.base import Basis, LeafProjection
-from tensorgrad_jax.transforms.complex_pairs import packed_like, unpacked
-
-# Fields of Optax's states by how they transform.
-_LINEAR = frozenset({"mu", "trace", "ema", "m", "momentum"})
-_SQUARED = frozenset({"nu", "nu_max", "v", "sum_of_squares"})
-
-OnRefresh = Literal["transport", "keep", "reset"]
 
 
 class MomentDicts:
     """The dictionaries with one entry per parameter in an Optax state.
 
     Attributes:
-        fields: for every such dictionary, the innermost named field of the state it stands in.
+        labels: one per dictionary: the field it stands in, with the path in front of it where
+            several have the same ("mu", or "0.mu" and "1.mu").
+        nodes: for every dictionary, the path of the state that it is a field of.
+        owners: the names of the types of these states.
     """
 
     def __init__(self, state: optax.OptState, names):
-        is_moment = lambda x: bool(names) and isinstance(x, dict) and x.keys() == names
+        keys = set(names)
+        is_moment = lambda x: bool(keys) and isinstance(x, dict) and x.keys() == keys
         paths, self._treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_moment)
         self._nodes = [dict(x) if is_moment(x) else x for _, x in paths]
+        self._paths = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in paths]
         self._places = [i for i, x in enumerate(self._nodes) if is_moment(x)]
-        self.fields = [_field(paths[i][0]) for i in self._places]
+        self.nodes = [paths[i][0][:-1] for i in self._places]
+        self.owners = [type(_at(state, path)).__name__ for path in self.nodes]
+        self.labels = _labels([paths[i][0] for i in self._places])
 
-    def of(self, name: str) -> list[Any]:
-        """Return all moments of one parameter."""
-        return [self._nodes[i][name] for i in self._places]
+    def of(self, name: str) -> dict[str, Any]:
+        """Return all moments of one parameter by their labels."""
+        moments = (self._nodes[i][name] for i in self._places)
+        return dict(zip(self.labels, moments, strict=True))
 
-    def replace(self, name: str, moments: list[Any]) -> None:
+    def replace(self, name: str, moments: dict[str, Any]) -> None:
         """Put all moments of one parameter in place."""
-        for i, moment in zip(self._places, moments, strict=True):
-            self._nodes[i][name] = moment
+        for i, label in zip(self._places, self.labels, strict=True):
+            self._nodes[i][name] = moments[label]
+
+    def others(self) -> list[tuple[str, Any]]:
+        """Return path and value of everything in the state that is not a moment."""
+        pairs = zip(self._paths, self._nodes, strict=True)
+        return [(p, x) for i, (p, x) in enumerate(pairs) if i not in self._places]
 
     def state(self) -> optax.OptState:
         """Return the state with what was replaced."""
         return self._treedef.unflatten(self._nodes)
 
-    def transported(self, name: str, leaf: LeafProjection, old: Basis, new: Basis) -> list[Any]:
-        """Return all moments of one parameter, carried from its old basis to its new one."""
-        rules = (leaf.transport if f in _LINEAR else leaf.transport_squares for f in self.fields)
-        struct = leaf.compact_struct()
 
-        def carried(rule, stored):
-            moment = jax.tree.map(unpacked, stored, struct)
-            return jax.tree.map(packed_like, rule(moment, old, new), stored)
-
-        return [carried(rule, x) for rule, x in zip(rules, self.of(name), strict=True)]
-
-    def check_transportable(self, structs: dict[str, Any], compressed) -> None:
-        """Raise ValueError if some moment of a compressed parameter cannot be carried over."""
-
-        def fits(stored, struct):
-            return jax.tree.structure(stored) == jax.tree.structure(struct) and all(
-                unpacked(x, s).shape == s.shape
-                for x, s in zip(jax.tree.leaves(stored), jax.tree.leaves(struct), strict=True)
-            )
-
-        for i, field in enumerate(self.fields):
-            for name in compressed:
-                same = fits(self.of(name)[i], structs[name])
-                if field not in _LINEAR | _SQUARED or not same:
-                    raise ValueError(
-                        f"in_subspace: on_refresh='transport' cannot carry {field!r} of the inner "
-                        f"state (parameter {name!r}) to a new basis; use 'keep' or 'reset'"
-                    )
+def _at(state, path):
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            state = getattr(state, key.name)
+        else:
+            state = state[key.idx if isinstance(key, jax.tree_util.SequenceKey) else key.key]
+    return state
 
 
-def _field(path) -> str:
-    named = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
-    return named[-1] if named else ""
+def _labels(paths) -> list[str]:
+    shorts = [jax.tree_util.keystr(path[-1:], simple=True) for path in paths]
+    longs = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+    return [
+        short if shorts.count(short) == 1 else long
+        for short, long in zip(shorts, longs, strict=True)
+    ]
 
 
 def cast_like(tree: Any, reference: Any) -> Any:

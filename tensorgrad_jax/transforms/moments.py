@@ -10,6 +10,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
+from tensorgrad_jax.projections.pairs import is_pair
+from tensorgrad_jax.projections.plain import plain
 from tensorgrad_jax.transforms.complex_pairs import packed_like, times_real, unpacked
 
 
@@ -42,6 +44,8 @@ def scale_by_adam(
 
     For complex g this is the update along g that does not depend on the phase convention, and it
     stores 12 bytes per complex64 entry; `optax.scale_by_adam` keeps v in a complex array (16).
+    Compact forms of complex tensors that are stored as real pairs are such numbers too, with one
+    v = mean of the squares of both real numbers: their updates are as large as those of real ones.
 
     Args:
         b1: decay of the first moment, in [0, 1).
@@ -52,8 +56,8 @@ def scale_by_adam(
         nu_dtype: dtype of the second moments; default: float32, float64 for 64-bit parameters.
 
     Returns:
-        A transformation whose updates have the dtype the moments were computed in (float32 or
-        wider, also for bfloat16 gradients).
+        A transformation whose updates have the dtype of the gradients, as Optax's have; they are
+        computed in float32 or wider.
 
     Raises:
         ValueError: if a decay is outside [0, 1), eps is negative or a dtype is not a real
@@ -72,6 +76,7 @@ def scale_by_adam(
     References:
         D. P. Kingma and J. Ba, Adam, arXiv 1412.6980, algorithm 1.
     """
+    b1, b2, eps = plain(b1), plain(b2), plain(eps)
     for name, value in (("b1", b1), ("b2", b2)):
         if isinstance(value, int | float) and not 0 <= value < 1:
             raise ValueError(f"scale_by_adam: {name} must be in [0, 1), got {value!r}")
@@ -81,32 +86,35 @@ def scale_by_adam(
         if value is not None and not jnp.issubdtype(value, jnp.floating):
             raise ValueError(f"scale_by_adam: {name} must be a real float dtype, got {value!r}")
 
-    def second_dtype(dtype):
-        return jnp.dtype(nu_dtype or jnp.finfo(jnp.promote_types(dtype, jnp.float32)).dtype)
+    def second_zeros(p):
+        dtype = nu_dtype or jnp.finfo(jnp.promote_types(p.dtype, jnp.float32)).dtype
+        # Not jnp.zeros: of a sharded parameter the moments are sharded alike.
+        return jnp.zeros(p.shape, dtype) if is_pair(p) else jnp.zeros_like(p, dtype)
 
     def init_fn(params):
         return ScaleByAdamState(
             count=jnp.zeros((), jnp.int32),
             mu=_first_zeros(params, mu_dtype),
-            nu=jax.tree.map(lambda p: jnp.zeros(p.shape, second_dtype(p.dtype)), params),
+            nu=jax.tree.map(second_zeros, params, is_leaf=is_pair),
         )
 
     def update_fn(updates, state, params=None):
         del params
         count = cast(Array, optax.safe_increment(state.count))
-        correct_first, correct_second = (1 - jnp.float32(b) ** count for b in (b1, b2))
 
         def second(g, v):
-            squared = abs_squared(g)
+            squared = mean_squares(g)
             return b2 * v.astype(squared.dtype) + (1 - b2) * squared
 
         mu = _averaged(updates, state.mu, b1)
-        nu = jax.tree.map(second, updates, state.nu)
+        nu = jax.tree.map(second, updates, state.nu, is_leaf=is_pair)
 
-        def scale(m, v):
-            return times_real(m, 1 / (correct_first * (jnp.sqrt(v / correct_second) + eps)))
+        def scale(g, m, v):
+            first, second = (bias_correction(b, count, v.dtype) for b in (b1, b2))
+            factor = 1 / (first * (jnp.sqrt(v / second) + eps))
+            return jax.tree.map(lambda g, m: times_real(m, factor).astype(g.dtype), g, m)
 
-        scaled = jax.tree.map(scale, mu, nu)
+        scaled = jax.tree.map(scale, updates, mu, nu, is_leaf=is_pair)
         store = lambda new, old: jax.tree.map(packed_like, new, old)
         return scaled, ScaleByAdamState(count, store(mu, state.mu), store(nu, state.nu))
 
@@ -135,8 +143,12 @@ def momentum(b1: ArrayLike = 0.9, mu_dtype: Any = None) -> optax.GradientTransfo
         del params
         count = cast(Array, optax.safe_increment(state.count))
         mu = _averaged(updates, state.mu, b1)
-        correct = 1 - jnp.float32(b1) ** count
-        corrected = jax.tree.map(lambda m: times_real(m, 1 / correct), mu)
+
+        def corrected_as(g, m):
+            correct = bias_correction(b1, count, jnp.finfo(m.dtype).dtype)
+            return times_real(m, 1 / correct).astype(g.dtype)
+
+        corrected = jax.tree.map(corrected_as, updates, mu)
         return corrected, MomentumState(count, jax.tree.map(packed_like, mu, state.mu))
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -148,7 +160,7 @@ def _first_zeros(params, mu_dtype):
     def zeros(p):
         pair = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
         dtype = jnp.dtype(mu_dtype or jnp.promote_types(p.dtype, jnp.float32))
-        return jnp.zeros((2, *p.shape) if pair else p.shape, dtype)
+        return jnp.zeros((2, *p.shape), dtype) if pair else jnp.zeros_like(p, dtype)
 
     return jax.tree.map(zeros, params)
 
@@ -162,6 +174,19 @@ def _averaged(updates, stored, b1):
         return times_real(old, b1) + times_real(g.astype(wide), 1 - b1)
 
     return jax.tree.map(average, updates, stored)
+
+
+def bias_correction(decay: ArrayLike, count: Int32[Array, ""], dtype: Any) -> Array:
+    """Return 1 - decay^count in `dtype`, of a running mean that started at zero."""
+    return (1 - jnp.asarray(decay, dtype) ** count).astype(dtype)
+
+
+def mean_squares(g: Any) -> Array:
+    """Return |g|^2, of a pair the mean of the squares of both real numbers; float32 or wider."""
+    if is_pair(g):
+        squares = abs_squared(g.parts)
+        return (squares[0] + squares[1]) / 2
+    return abs_squared(g)
 
 
 def abs_squared(g: Array) -> Array:

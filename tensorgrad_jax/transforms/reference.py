@@ -19,7 +19,6 @@ Source: the implementation that accompanies S. Loeschcke et al., TensorGRaD, arX
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -29,8 +28,10 @@ from jaxtyping import Array, Int32
 
 from tensorgrad_jax.projections import Projection, StructuredSparse, UnstructuredSparse
 from tensorgrad_jax.projections.composite import Residual, Sum
+from tensorgrad_jax.projections.pairs import is_pair
 from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moments import ScaleByAdamState, scale_by_adam
+from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
 from tensorgrad_jax.transforms.subspace import Gap, in_subspace
 
 
@@ -90,10 +91,11 @@ def reference_adamw(
         projection = _weighted(projection, lambda_sparse)
     if projection is not None:
 
-        def carry(leaf, moment, old, new):
+        def carry(leaf, moments, old, new):
             del old, new
-            composite = isinstance(leaf.projection, Residual | Sum)
-            return _forget(leaf.projection, moment) if reset_sparse and composite else moment
+            if not (reset_sparse and isinstance(leaf.projection, Residual | Sum)):
+                return moments
+            return {label: _forget(leaf.projection, m) for label, m in moments.items()}
 
         def gap(count):
             value = update_proj_gap
@@ -103,8 +105,11 @@ def reference_adamw(
             return jnp.where(count == 0, 1, jnp.asarray(value).astype(jnp.int32))
 
         moments = in_subspace(moments, projection, gap, carry, specs=specs, seed=seed)
+    moments = optax.with_extra_args_support(moments)
 
     def init_fn(params):
+        if is_placeholder(params):
+            return not_of_parameters(ReferenceAdamWState)
         return ReferenceAdamWState(jnp.zeros((), jnp.int32), moments.init(params))
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -119,7 +124,7 @@ def reference_adamw(
 
         def update(u, p):
             stepped = -step * u
-            return stepped - rate * weight_decay * (p + stepped)
+            return (stepped - rate * weight_decay * (p + stepped)).astype(u.dtype)
 
         return jax.tree.map(update, scaled, params), ReferenceAdamWState(count, subspace)
 
@@ -133,13 +138,29 @@ def _raw_adam(b1, b2, eps):
     def update_fn(updates, state, params=None):
         _, after = corrected.update(updates, state, params)
         after = cast(ScaleByAdamState, after)
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), after.mu, after.nu), after
+
+        def divide(m, v):
+            # The reference's spectral weights are complex: |g|^2, twice the mean over both numbers.
+            root = jnp.sqrt(2 * v if is_pair(m) else v) + eps
+            return jax.tree.map(lambda x: x / root, m)
+
+        return jax.tree.map(divide, after.mu, after.nu, is_leaf=is_pair), after
 
     return optax.GradientTransformation(corrected.init, update_fn)
 
 
 _SPARSE = (UnstructuredSparse, StructuredSparse)
 _SPECIAL_LAMBDA = 5.5
+
+
+class _ReferenceResidual(Residual):
+    """What is left over is the tensor minus what `first` lifts, its scale included."""
+
+    def _split(self, tensor, basis):
+        if self.first.lift_factor(tensor.shape) == 1.0:
+            return super()._split(tensor, basis)
+        compact = self.first.project(tensor, basis)
+        return compact, self.first.add_lifted(tensor, compact, basis, -1.0)
 
 
 class _CountWeighted:
@@ -151,7 +172,7 @@ class _CountWeighted:
         return (first / second, 1.0) if first_is_sparse else (1.0, second / first)
 
 
-class _CountWeightedResidual(_CountWeighted, Residual):
+class _CountWeightedResidual(_CountWeighted, _ReferenceResidual):
     pass
 
 
@@ -166,12 +187,14 @@ def _weighted(projection: Residual | Sum, lambda_sparse: float | None) -> Residu
             "reference_adamw: a composite must have one sparse and one low-rank part, got "
             f"{projection!r}"
         )
+    is_sum = isinstance(projection, Sum)
     if lambda_sparse is None or lambda_sparse <= 0:
-        kind = _CountWeightedSum if isinstance(projection, Sum) else _CountWeightedResidual
+        kind = _CountWeightedSum if is_sum else _CountWeightedResidual
         return kind(projection.first, projection.second)
     halved = 0.5 if lambda_sparse == _SPECIAL_LAMBDA else 1.0
-    weights = tuple(halved * lambda_sparse if s else halved for s in sparse)
-    return dataclasses.replace(projection, weights=weights)
+    weights = [halved * lambda_sparse if s else halved for s in sparse]
+    kind = Sum if is_sum else _ReferenceResidual
+    return kind(projection.first, projection.second, (weights[0], weights[1]))
 
 
 def _forget(projection: Projection, moment: Any) -> Any:

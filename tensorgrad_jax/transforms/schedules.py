@@ -6,7 +6,8 @@ With p = step / total_steps at the step of a refresh, the gap that follows it is
     exponential   start (end / start)^p
     exponential2  start (end / start)^(p^2)
 
-rounded down, at least 1. As in the reference, p is not cut off at 1.
+rounded down, at least 1. From `total_steps` on p is 1 and the gap stays at `end`; the reference
+lets p grow, and with it a linear gap that shrinks refreshes at every step in the end.
 
 Source: S. Loeschcke et al., TensorGRaD, arXiv 2501.02379, and its implementation.
 """
@@ -18,6 +19,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from tensorgrad_jax.projections.plain import plain
+
 GapSchedule = Callable[[Any], Any]
 
 # A gap that is a whole number must not be lost to float32's rounding before it is rounded down.
@@ -26,28 +29,30 @@ _ROUNDING = 1 + 2e-6
 
 def linear_gap(start: int | float, end: int | float, total_steps: int) -> GapSchedule:
     """Return a gap that goes linearly from `start` at step 0 to `end` at `total_steps`."""
-    _check("linear_gap", start, end, total_steps)
+    start, end, total_steps = _checked("linear_gap", start, end, total_steps)
     return lambda step: (start + (end - start) * _share(step, total_steps)) * _ROUNDING
 
 
 def exponential_gap(start: int | float, end: int | float, total_steps: int) -> GapSchedule:
     """Return a gap that goes geometrically from `start` at step 0 to `end` at `total_steps`."""
-    _check("exponential_gap", start, end, total_steps)
+    start, end, total_steps = _checked("exponential_gap", start, end, total_steps)
     return lambda step: start * (end / start) ** _share(step, total_steps) * _ROUNDING
 
 
 def exponential2_gap(start: int | float, end: int | float, total_steps: int) -> GapSchedule:
     """Return a gap that goes from `start` to `end`, slowly first: p^2 in the exponent."""
-    _check("exponential2_gap", start, end, total_steps)
+    start, end, total_steps = _checked("exponential2_gap", start, end, total_steps)
     return lambda step: start * (end / start) ** _share(step, total_steps) ** 2 * _ROUNDING
 
 
 def _share(step, total_steps):
-    return jnp.asarray(step, jnp.float32) / total_steps
+    return jnp.minimum(jnp.asarray(step, jnp.float32) / total_steps, 1)
 
 
-def _check(owner, start, end, total_steps):
+def _checked(owner, start, end, total_steps):
+    start, end, total_steps = plain(start), plain(end), plain(total_steps)
     for name, value in (("start", start), ("end", end), ("total_steps", total_steps)):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or value < 1:
             raise ValueError(f"{owner}: {name} must be a number >= 1, got {value!r}")
+    return start, end, total_steps

@@ -13,7 +13,6 @@ gradient outside the subspace by `complement`.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -22,14 +21,26 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32, PyTree
 
-from tensorgrad_jax.bfloat16 import all_finite
+from tensorgrad_jax.bfloat16 import all_finite, any_nonzero
 from tensorgrad_jax.ordering import after, last_array
 from tensorgrad_jax.projections.base import LeafProjection, Projection
+from tensorgrad_jax.projections.plain import plain
+from tensorgrad_jax.transforms import carrying
+from tensorgrad_jax.transforms.carrying import Moments, OnRefresh
+from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
+from tensorgrad_jax.transforms.inner import (
+    check_found,
+    check_needs_no_parameters,
+    check_transportable,
+)
 from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
-from tensorgrad_jax.transforms.moment_dicts import MomentDicts, OnRefresh, cast_like
+from tensorgrad_jax.transforms.moment_dicts import MomentDicts, cast_like
+from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
+from tensorgrad_jax.transforms.roles import Role, roles, weights
+from tensorgrad_jax.transforms.sizes import Sample, sample_name
 
 Gap = int | Callable[[Array], Any]
-Carry = Callable[[LeafProjection, Any, Any, Any], Any]
+Carry = Callable[[LeafProjection, Moments, Any, Any], Moments]
 
 _ON_REFRESH = ("transport", "keep", "reset")
 _COMPLEMENT = ("drop", "pass")
@@ -41,9 +52,10 @@ class InSubspaceState(NamedTuple):
     Attributes:
         count: int32 (), number of updates so far.
         next_refresh: for every compressed parameter, int32 (), the step of its next refresh.
-        basis: for every compressed parameter, the projection's basis.
+        basis: for every compressed parameter, the arrays of the projection's basis.
         inner: the inner transformation's state on {parameter name: compact form, or the
-            parameter itself where it is not compressed}.
+            parameter itself where it is not compressed}. Compact forms of complex parameters that
+            are stored as pairs are pairs (`Pair`) of real arrays.
     """
 
     count: Int32[Array, ""]
@@ -73,10 +85,12 @@ def in_subspace(
             and None (not compressed), as `plan_ranks` helps to make.
         update_proj_gap: steps from one refresh to the next. A schedule is asked for the gap at
             each refresh, `max(1, int(gap(step)))`. The first refresh is at step 0.
-        on_refresh: what happens to the moments when the subspace changes. "transport" carries
-            first moments over linearly and second ones by squared overlaps; "keep" leaves their
-            numbers as they are, now read in the new basis; "reset" starts them anew; a function
-            (projection of the leaf, moment, old basis, new basis) -> moment is a rule of one's own.
+        on_refresh: what happens to the moments when the subspace changes, see `carrying`.
+            "transport" carries first moments over linearly and second ones as the variances and
+            means that they are; what the old subspace did not know starts as large as the rest.
+            "reset" starts all of it so. "keep" leaves the numbers as they are, now read in the new
+            basis. A function (projection of the leaf, moments by name, old basis, new basis) ->
+            moments by the same names is a rule of one's own.
         complement: the part of the gradient outside the subspace is dropped ("drop") or added
             to the update as it is ("pass").
         specs: which leaves to compress: a pytree like the parameters of `TensorSpec` or None, or
@@ -89,14 +103,15 @@ def in_subspace(
             last first: each gradient can be compressed and freed as soon as the backward pass
             has made it. Otherwise the compiler is free to work on all at once. The numbers are
             the same.
-        match_size: multiply the updates of compressed parameters by sqrt(entries / compact
-            entries): where `inner` makes updates of a fixed size per entry, as Adam does, the
-            lifted update then has that size too (root mean square), and the learning rate of the
-            uncompressed optimizer fits. Needs complement="drop".
+        match_size: make the update of a compressed parameter as large (root mean square) as
+            `inner` would make it uncompressed, so that the same learning rate fits: `inner` also
+            runs on a sample of single entries of every such parameter (1,024, or a sixteenth), and
+            the lifted update is scaled to the sample's size. For transformations that treat every
+            number alone. Needs complement="drop".
 
     Returns:
-        A transformation. Its updates of compressed leaves are float32 or wider. A refresh whose
-        gradient is not finite is put off to the next step.
+        A transformation. Its updates have the dtype of the gradients. A refresh whose gradient is
+        not finite, or nothing but zeros, is put off to the next step.
 
     Raises:
         ValueError: if an argument is not one of these; in `init`, if a spec does not fit its
@@ -116,6 +131,7 @@ def in_subspace(
         >>> tg.state_bytes(optax.adam(1e-3).init(params))["moments"]
         16512
     """
+    update_proj_gap, seed = plain(update_proj_gap), plain(seed)
     _check_arguments(inner, projection, update_proj_gap, on_refresh, complement, seed)
     for name, value in (("stagger", stagger), ("per_layer", per_layer), ("match_size", match_size)):
         if not isinstance(value, bool):
@@ -136,7 +152,7 @@ def in_subspace(
         per_layer,
         match_size,
     )
-    return optax.GradientTransformationExtraArgs(subspace.init, subspace.update)
+    return optax.GradientTransformationExtraArgs(subspace.init, compiler_chooses(subspace.update))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,15 +169,22 @@ class _InSubspace:
     match_size: bool
 
     def init(self, params):
+        if is_placeholder(params):
+            return not_of_parameters(InSubspaceState)
         leaves = take_apart(params, self.projection, self.specs)
         inner = self._inner_init(leaves)
-        if self.on_refresh == "transport":
-            moments = MomentDicts(inner, leaves.arrays.keys())
-            moments.check_transportable(leaves.compact_structs(), leaves.compressed)
+        check_needs_no_parameters(self.inner, self._compact_zeros(leaves), inner)
+        moments = MomentDicts(inner, self._compact_zeros(leaves).keys())
+        if self.on_refresh != "keep" and leaves.compressed:
+            check_found(moments, self.on_refresh)
+        if self.on_refresh == "transport" and leaves.compressed:
+            check_transportable(moments, leaves.compressed, roles(self.inner), self.inner)
         return InSubspaceState(
             count=jnp.zeros((), jnp.int32),
             next_refresh={name: jnp.zeros((), jnp.int32) for name in leaves.compressed},
-            basis={name: leaf.init() for name, leaf in leaves.compressed.items()},
+            basis={
+                name: leaf.basis_arrays(leaf.init()) for name, leaf in leaves.compressed.items()
+            },
             inner=inner,
         )
 
@@ -173,77 +196,126 @@ class _InSubspace:
                 "in_subspace: the state belongs to other parameters: it compresses "
                 f"{sorted(state.basis)}, these updates have {sorted(leaves.compressed)}"
             )
-        names = leaves.arrays.keys()
-        moments = MomentDicts(state.inner, names)
-        fresh = MomentDicts(self._inner_init(leaves), names) if self.on_refresh == "reset" else None
-        basis, next_refresh, tensors, compact = {}, {}, {}, dict(leaves.arrays)
+        samples = self._samples(leaves)
+        moments = MomentDicts(state.inner, self._names(leaves))
+        rule = self._rule(leaves, moments, state.count)
+        basis, next_refresh, tensors, compact, given = {}, {}, {}, {}, dict(leaves.arrays)
 
         # One parameter after the other: what a large one needs meanwhile is a multiple of itself.
         # The last first, as its gradient comes first out of the backward pass.
         done = None
         for index, (name, leaf) in reversed(list(enumerate(leaves.compressed.items()))):
-            gradient, old = leaves.arrays[name], self._after(state.basis[name], done, leaf)
+            gradient, arrays = leaves.arrays[name], self._after(state.basis[name], done, leaf)
             if not leaf.takes_as_stored:
                 gradient = self._after(gradient, done, leaf)
             tensors[name] = leaf.to_tensor(gradient)
-            basis[name], next_refresh[name] = self._refresh_if_due(
-                index, name, leaf, tensors[name], old, state, moments, fresh, len(leaves.compressed)
-            )
-            compact[name] = leaf.project(tensors[name], basis[name])
+            basis[name], next_refresh[name], compact[name] = self._refresh_if_due(
+                index, name, leaf, tensors[name], leaf.basis_of(arrays), state, moments, rule,
+                len(leaves.compressed),
+            )  # fmt: skip
+            given[name] = leaf.to_numbers(compact[name])
+            if name in samples:
+                given[sample_name(name)] = samples[name].of(tensors[name])
             done = last_array(compact[name])
-        inner_state = moments.state()
-        basis, next_refresh = ({n: tree[n] for n in state.basis} for tree in (basis, next_refresh))
-        scaled, inner_state = self.inner.update(compact, inner_state, None, **extra_args)
-        scaled = cast(dict, scaled)
+        given = {name: given[name] for name in self._names(leaves)}
+        scaled, inner_state = self.inner.update(given, moments.state(), None, **extra_args)
+        # A copy: some transformations keep what they return as their state too.
+        scaled = dict(cast(dict, scaled))
 
         for name, leaf in leaves.compressed.items():
-            scaled[name] = self._after(scaled[name], done, leaf)
+            update = leaf.from_numbers(self._after(scaled[name], done, leaf))
             if self.complement == "pass":
                 lifted = leaf.lift_onto_complement(
-                    tensors[name], scaled[name], compact[name], basis[name]
+                    tensors[name], update, compact[name], basis[name]
                 )
             else:
-                update = scaled[name]
-                if self.match_size:
-                    factor = math.sqrt(1 / leaf.budget)
-                    update = jax.tree.map(lambda u, f=factor: f * u, update)
                 lifted = leaf.lift(update, basis[name])
-            scaled[name] = leaf.to_leaf(lifted)
-            done = scaled[name]
+                if name in samples:
+                    sample = scaled[sample_name(name)]
+                    lifted = samples[name].matched(lifted, sample)
+            done = scaled[name] = leaf.to_leaf(lifted).astype(leaf.dtype)
         updates = leaves.treedef.unflatten([scaled[name] for name in leaves.arrays])
         count = cast(Array, optax.safe_increment(state.count))
-        return updates, InSubspaceState(count, next_refresh, basis, inner_state)
+        in_order = lambda tree: {name: tree[name] for name in state.basis}
+        basis = {n: leaf.basis_arrays(basis[n]) for n, leaf in leaves.compressed.items()}
+        return updates, InSubspaceState(count, in_order(next_refresh), basis, inner_state)
+
+    def _samples(self, leaves: Leaves) -> dict[str, Sample]:
+        """Return the samples of entries that sizes are matched with."""
+        if not self.match_size:
+            return {}
+        return {
+            name: Sample(leaf, self.seed + index)
+            for index, (name, leaf) in enumerate(leaves.compressed.items())
+            if leaf.budget < 1  # nothing is lost otherwise
+        }
+
+    def _names(self, leaves: Leaves) -> list[str]:
+        """Return the keys of what the inner transformation sees."""
+        return [*leaves.arrays, *map(sample_name, self._samples(leaves))]
+
+    def _compact_zeros(self, leaves: Leaves):
+        """Return what the inner transformation sees, zeros where parameters are compressed."""
+
+        def zeros(leaf):
+            struct = leaf.compact_struct()
+            empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), struct)
+            return leaf.to_numbers(empty)
+
+        samples = {sample_name(n): sample.zeros() for n, sample in self._samples(leaves).items()}
+        return leaves.arrays | {n: zeros(x) for n, x in leaves.compressed.items()} | samples
 
     def _inner_init(self, leaves: Leaves):
-        """Return the inner state on zeros in the place of compressed parameters."""
-        zeros = lambda structs: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), structs)
-        structs = leaves.compact_structs()
-        return self.inner.init(leaves.arrays | {n: zeros(structs[n]) for n in leaves.compressed})
+        return self.inner.init(self._compact_zeros(leaves))
 
-    def _refresh_if_due(self, index, name, leaf, tensor, old, state, moments, fresh, n_leaves):
-        """Return basis and time of the next refresh of one parameter; its moments follow."""
+    def _rule(self, leaves: Leaves, moments: MomentDicts, count) -> Callable[..., Moments]:
+        """Return the function (name, leaf, old basis, new basis) -> moments after a refresh."""
+        if self.on_refresh == "keep" or not leaves.compressed:
+            return lambda name, leaf, old, new, sees: moments.of(name)
+        if callable(self.on_refresh):
+            own = self.on_refresh
+
+            def by_function(name, leaf, old, new, _):
+                stored, struct = moments.of(name), leaf.compact_struct()
+                read = {label: carrying.read(x, struct) for label, x in stored.items()}
+                carried = own(leaf, read, old, new)
+                return {label: carrying.written(carried[label], x) for label, x in stored.items()}
+
+            return by_function
+        known: dict[str, Role | None] = roles(self.inner)
+        known_weights = weights(self.inner, count)
+        if self.on_refresh == "reset":
+            fresh = MomentDicts(self._inner_init(leaves), self._names(leaves))
+            return lambda name, leaf, old, new, sees: carrying.reset(
+                leaf, moments, name, known, known_weights, fresh.of(name), sees
+            )
+        return lambda name, leaf, old, new, sees: carrying.transported(
+            leaf, moments, name, known, known_weights, old, new, sees
+        )
+
+    def _refresh_if_due(self, index, name, leaf, tensor, old, state, moments, rule, n_leaves):
+        """Return basis, time of the next refresh and compact form; the moments follow."""
         current = (old, moments.of(name), state.next_refresh[name])
 
         def refresh():
-            carried = current[1]
             key = jax.random.fold_in(jax.random.key(self.seed), index)
             key = jax.random.fold_in(key, state.count)
             new = cast_like(leaf.refresh(key, tensor, old), old)
-            if fresh is not None:
-                carried = fresh.of(name)
-            elif self.on_refresh == "transport":
-                carried = moments.transported(name, leaf, old, new)
-            elif callable(self.on_refresh):
-                carried = [self.on_refresh(leaf, moment, old, new) for moment in carried]
+            # A gradient that is not finite must not choose the subspace of later ones, and one of
+            # nothing but zeros cannot.
+            usable = _all_finite((tensor, new)) & _any_nonzero(tensor)
+            either = lambda new, old: jax.tree.map(lambda n, o: jnp.where(usable, n, o), new, old)
+            new = either(new, old)
+            compact = leaf.project(tensor, new)
+            carried = rule(name, leaf, old, new, compact)
             due = state.count + self._gap(state.count, index, n_leaves)
-            # A gradient that is not finite must not choose the subspace of later ones.
-            usable = _all_finite((tensor, new))
-            return jax.tree.map(lambda n, o: jnp.where(usable, n, o), (new, carried, due), current)
+            return *either((new, carried, due), current), compact
 
         due = state.count >= state.next_refresh[name]
-        basis, carried, next_refresh = jax.lax.cond(due, refresh, lambda: current)
+        keep = lambda: (*current, leaf.project(tensor, old))
+        basis, carried, next_refresh, compact = jax.lax.cond(due, refresh, keep)
         moments.replace(name, carried)
-        return basis, next_refresh
+        return basis, next_refresh, compact
 
     def _after(self, tree, done, leaf):
         return after(tree, done, leaf.nbytes) if self.per_layer else tree
@@ -259,6 +331,10 @@ class _InSubspace:
 
 def _all_finite(tree):
     return jnp.all(jnp.stack([all_finite(x) for x in jax.tree.leaves(tree)]))
+
+
+def _any_nonzero(tree):
+    return jnp.any(jnp.stack([any_nonzero(x) for x in jax.tree.leaves(tree)]))
 
 
 def _check_arguments(inner, projection, gap, on_refresh, complement, seed):

@@ -1,0 +1,139 @@
+"""Making updates as large as those of the uncompressed optimizer.
+
+How large Adam's update of a tensor is depends on how its entries' signal and noise are distributed,
+which a compact form does not show: the core of a Tucker decomposition concentrates the signal in a
+few entries, and Adam then makes a smaller update of it. So the size is measured, not derived: the
+inner transformation also runs on a small sample of the tensor's own entries, always the same ones,
+and the root mean square of that update is what the lifted update is scaled to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from tensorgrad_jax.projections.base import Compact, LeafProjection
+from tensorgrad_jax.projections.pairs import Tensor
+from tensorgrad_jax.projections.unstructured import UnstructuredSparse
+from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
+from tensorgrad_jax.transforms.leaves import Specs, take_apart
+from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
+
+# The root mean square of 1,024 entries is within about 3% of that of all.
+_ENTRIES = 1024
+_LARGEST_SHARE = 1 / 16
+
+
+def sample_name(name: str) -> str:
+    """Return the name under which the inner transformation sees a parameter's sample."""
+    return f"{name} (sample)"
+
+
+class MatchedSizeState(NamedTuple):
+    """State of `as_large_as`.
+
+    Attributes:
+        transform: the state of the transformation whose updates are scaled.
+        reference: that of the one that tells their size, on {parameter name: sample}.
+    """
+
+    transform: optax.OptState
+    reference: optax.OptState
+
+
+def as_large_as(
+    reference: optax.GradientTransformation,
+    transform: optax.GradientTransformation,
+    specs: Specs = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Scale the updates of leaves that have a spec to the size of those of `reference`.
+
+    The root mean square of every such leaf's update becomes what `reference` would make of the
+    gradients; it runs on a sample of single entries (1,024 or a sixteenth). Updates of other leaves
+    are those of `transform`.
+    """
+    transform = optax.with_extra_args_support(transform)
+
+    def samples(leaves):
+        return {name: Sample(x, seed + i) for i, (name, x) in enumerate(leaves.compressed.items())}
+
+    def init_fn(params):
+        if is_placeholder(params):
+            return not_of_parameters(MatchedSizeState)
+        leaves = take_apart(params, UnstructuredSparse(), specs)
+        zeros = {name: sample.zeros() for name, sample in samples(leaves).items()}
+        return MatchedSizeState(transform.init(params), reference.init(zeros))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        leaves = take_apart(updates, UnstructuredSparse(), specs)
+        given = {
+            name: sample.of(leaves.compressed[name].to_tensor(leaves.arrays[name]))
+            for name, sample in samples(leaves).items()
+        }
+        wanted, after = cast(tuple[dict, Any], reference.update(given, state.reference, None))
+        scaled, inner = transform.update(updates, state.transform, params, **extra_args)
+        arrays: dict[str, Any] = dict(
+            zip(leaves.arrays, leaves.treedef.flatten_up_to(scaled), strict=True)
+        )
+        for name, sample in samples(leaves).items():
+            arrays[name] = sample.matched(arrays[name], wanted[name])
+        scaled = leaves.treedef.unflatten(list(arrays.values()))
+        return scaled, MatchedSizeState(inner, after)
+
+    return optax.GradientTransformationExtraArgs(init_fn, compiler_chooses(update_fn))
+
+
+class Sample:
+    """A fixed sample of single entries of one compressed parameter.
+
+    Attributes:
+        projection: picks the entries.
+    """
+
+    def __init__(self, leaf: LeafProjection, seed: int):
+        ratio = min(_LARGEST_SHARE, _ENTRIES / math.prod(leaf.shape))
+        self._leaf, self._seed = leaf, seed
+        self.projection = LeafProjection(
+            UnstructuredSparse(ratio), leaf.spec, leaf.shape, leaf.dtype, leaf.name
+        )
+
+    def of(self, tensor: Tensor) -> Compact:
+        """Return the sampled entries of what `LeafProjection.to_tensor` gives, as numbers."""
+        arrays = (jnp.full_like(x, self._seed % 2**32) for x in self._basis_arrays())
+        basis = self.projection.basis_of(tuple(arrays))
+        return self.projection.to_numbers(self.projection.project(tensor, basis))
+
+    def zeros(self) -> Compact:
+        """Return zeros in the shapes of the sampled entries."""
+        struct = self.projection.compact_struct()
+        return self.projection.to_numbers(
+            jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), struct)
+        )
+
+    def _basis_arrays(self):
+        return self.projection.basis_arrays(self.projection.init())
+
+    def matched(self, lifted: Tensor, sample: Compact) -> Tensor:
+        """Return `lifted` scaled to the root mean square of the sample's update.
+
+        The projection's own `scale` comes on top. A sample of zeros tells nothing: then the size is
+        that of an optimizer whose update has the same size per entry in either space.
+        """
+        wanted, size = _root_mean_square(sample), _root_mean_square(lifted)
+        known = (wanted > 0) & (size > 0)
+        ratio = jnp.where(known, wanted / jnp.where(size > 0, size, 1), self._leaf.budget**-0.5)
+        factor = getattr(self._leaf.projection, "scale", 1.0) * ratio
+        return jax.tree.map(lambda x: factor.astype(x.real.dtype) * x, lifted)
+
+
+def _root_mean_square(tree) -> Array:
+    arrays = jax.tree.leaves(tree)
+    total = sum(jnp.sum(jnp.square(x.real) + jnp.square(x.imag)) for x in arrays)
+    numbers = sum(x.size for x in arrays)
+    return jnp.sqrt(jnp.asarray(total / numbers, jnp.float32))
