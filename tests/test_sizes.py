@@ -48,7 +48,7 @@ def gradient(seed=0, shape=(2, 9, 8, 7)):
     "projection", [tg.Tucker(0.1), tg.UnstructuredSparse(0.05, scale_by_mask_ratio=True)]
 )
 def test_match_size_makes_the_inner_optimizers_size(spec, projection):
-    """Adam's first update of a real number is one; `scale` comes on top, a mask's ratio does not."""
+    """Adam's first update of a real number is one, times `scale`, not times a mask's ratio."""
     g = jnp.sign(gradient())
     sizes = []
     for scale in (1.0, 3.0):

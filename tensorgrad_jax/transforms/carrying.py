@@ -9,9 +9,10 @@ if the entries of a compact form are uncorrelated,
 
 What the old basis did not know starts as large as the rest is: the second moment at that of the
 direction in whose place the new one comes (the same rank among singular vectors, the same block of
-entries), the first at the part h of the present gradient that the old basis did not see, times the
-ratio r of the sizes of m and gradient. Starting at zero instead, with a step count that says that
-bias correction is over, updates would be too large for want of v, or too small for want of m.
+entries), the first at the present gradient g in the new basis as far as that is unknown,
+h = (1 - k) g, times the ratio r of the sizes of m and gradients; v' then is |m'|^2 at least.
+Starting at zero instead, with a step count that says that bias correction is over, updates would be
+too large for want of v, or too small for want of m.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxtyping import Array
 
 from tensorgrad_jax.projections.base import Basis, Compact, LeafProjection
 from tensorgrad_jax.projections.pairs import Pair, as_array, is_pair
-from tensorgrad_jax.transforms.complex_pairs import packed_like, unpacked
+from tensorgrad_jax.transforms.complex_pairs import packed_like, times_real, unpacked
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts
 from tensorgrad_jax.transforms.roles import Role
 
@@ -59,21 +60,21 @@ def transported(
             started = jax.tree.map(lambda m, u, r, c: m + u * r * c, after, unknown, ratio, sees)
             carried[label] = written(started, stored[label])
             # The first one of a state is the mean of its squares' gradients.
-            means.setdefault(node, (label, before, after))
+            means.setdefault(node, (label, before, started))
     for label, node in zip(moments.labels, moments.nodes, strict=True):
         if roles[label] == "square":
             squares = stored[label]
             if node in means:
-                linear, before, after = means[node]
+                linear, before, started = means[node]
                 # Both over their weights; the result times that of the squares again.
                 ratio = weights[label] / weights[linear] ** 2
-                of_mean = squares_like(before, squares, leaf, ratio)
-                of_new_mean = squares_like(after, squares, leaf, ratio)
-                spread = jax.tree.map(lambda v, s: jnp.maximum(v.real - s, 0), squares, of_mean)
-                result = jax.tree.map(jnp.add, _carry_squares(leaf, spread, old, new), of_new_mean)
+                result = _carry_with_mean(leaf, squares, before, ratio, old, new)
             else:
                 result = _carry_squares(leaf, jax.tree.map(jnp.real, squares), old, new)
             result = _with_unknown(result, squares, unknown)
+            if node in means:
+                least = squares_like(started, squares, leaf, ratio)
+                result = jax.tree.map(jnp.maximum, result, least)
             carried[label] = jax.tree.map(lambda x, like: x.astype(like.dtype), result, squares)
     return {label: carried[label] for label in moments.labels}
 
@@ -112,6 +113,27 @@ def _ratio(leaf, moment, gradient, stored, squares_label, weights):
     if squares_label is None:
         return jax.tree.map(by_gradient, moment, gradient)
     return jax.tree.map(by_squares, moment, stored[squares_label])
+
+
+def _carry_with_mean(leaf, squares, mean, ratio, old, new):
+    """Return |O|^2 (v - r |m|^2)+ + r |O m|^2 for second moments v and the mean m.
+
+    Where v is below r |m|^2, which only means over different times can be, m is taken as small as v
+    is: what does not move keeps its v.
+    """
+    of_mean = squares_like(mean, squares, leaf, ratio)
+    spread = jax.tree.map(lambda v, s: jnp.maximum(v.real - s, 0), squares, of_mean)
+
+    def shrunk(m, v, s):
+        factor = lambda v, s: jnp.sqrt(jnp.minimum(1, v.real / jnp.where(s > 0, s, 1)))
+        if is_pair(v):
+            parts = factor(v.parts, s.parts) * jnp.stack([m.real, m.imag])
+            return jax.lax.complex(parts[0], parts[1])
+        return times_real(m, factor(v, s))
+
+    small = jax.tree.map(shrunk, mean, squares, of_mean)
+    moved = squares_like(leaf.transport(small, old, new), squares, leaf, ratio)
+    return jax.tree.map(jnp.add, _carry_squares(leaf, spread, old, new), moved)
 
 
 def _carry_squares(leaf, squares, old, new):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
@@ -100,7 +101,8 @@ def take_apart(tree: PyTree, projection: Projection | PyTree, specs: Specs) -> L
 def _named_arrays(tree: PyTree) -> tuple[dict[str, Any], Any]:
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = _names([path for path, _ in paths])
-    leaves = (leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for _, leaf in paths)
+    plain = (int, float, complex, np.generic, np.ndarray)
+    leaves = (jnp.asarray(leaf) if isinstance(leaf, plain) else leaf for _, leaf in paths)
     return dict(zip(names, leaves, strict=True)), treedef
 
 

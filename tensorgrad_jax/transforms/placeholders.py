@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 
 class NotOfParameters:
     """A leaf for a field of a state that is not shaped like the parameters."""
@@ -21,7 +19,5 @@ def not_of_parameters(state: Any) -> Any:
 
 
 def is_placeholder(params: Any) -> bool:
-    """Whether `params` is Optax's marker: one leaf that is no array."""
-    return jax.tree_util.all_leaves([params]) and not (
-        hasattr(params, "dtype") or isinstance(params, int | float | complex)
-    )
+    """Whether `params` is Optax's marker, which has no public name: a node without children."""
+    return type(params).__name__ == "_ParamsPlaceholder"
