@@ -86,7 +86,7 @@ def main() -> None:
         reference = size(lambda gap: optax.adamw(1.0, weight_decay=0.0), kind)[0]
         for rule in ("transport", "reset"):
             for name, make in optimizers(kind, rule).items():
-                ratios = (size(make, kind, GAPS) / reference).round(3).tolist()
+                ratios = [round(float(x), 3) for x in size(make, kind, GAPS) / reference]
                 rows.append({"leaf": kind, "rule": rule, "optimizer": name, "ratio": ratios})
                 print(f"{kind:8} {rule:10} {name:28} {ratios}", flush=True)
     (HERE / "update_sizes.json").write_text(json.dumps({"gaps": GAPS, "rows": rows}, indent=1))

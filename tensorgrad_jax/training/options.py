@@ -229,10 +229,10 @@ class OptConfig:
     ] = 1
     on_refresh: Annotated[
         Literal["transport", "keep", "reset"],
-        "moments at a refresh: carried to the new basis, left as numbers, or zeroed",
+        "moments at a refresh: carried to the new basis, left as numbers, or started anew",
     ] = "transport"
     reset_sparse_optimizer_states: Annotated[
-        bool, "moments of single entries are zeroed at a refresh, others are carried"
+        bool, "moments of single entries start anew at a refresh, others are carried"
     ] = False
     learning_rate: Annotated[float, POSITIVE, "step size"] = 1e-2
     weight_decay: Annotated[float, NON_NEGATIVE, "decoupled weight decay"] = 1e-4
@@ -243,7 +243,7 @@ class OptConfig:
         bool, "float32 moments; False keeps the first moments in bfloat16"
     ] = True
     match_update_size: Annotated[
-        bool, "compressed updates are made as large as AdamW's: times sqrt(entries / kept entries)"
+        bool, "compressed updates are made as large as AdamW's, as measured on a sample of entries"
     ] = True
     per_layer_opt: Annotated[
         bool, "compress large gradients one after the other, as the backward pass makes them"

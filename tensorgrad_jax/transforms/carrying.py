@@ -74,7 +74,7 @@ def transported(
             result = _with_unknown(result, squares, unknown)
             if node in means:
                 least = squares_like(started, squares, leaf, ratio)
-                result = jax.tree.map(jnp.maximum, result, least)
+                result = _at_least(least, result, unknown)
             carried[label] = jax.tree.map(lambda x, like: x.astype(like.dtype), result, squares)
     return {label: carried[label] for label in moments.labels}
 
@@ -163,6 +163,16 @@ def _with_unknown(squares, old, unknown):
         return jax.tree.map(lambda x, b: x + b.real * share, v, before)
 
     return jax.tree.map(add, squares, old, unknown, is_leaf=is_pair)
+
+
+def _at_least(least, squares, unknown):
+    """Return second moments that are not below those of the mean, where that was started."""
+
+    def bound(v, s, share):
+        where = lambda x, y: jnp.where(share > 0, jnp.maximum(x, y), x)
+        return jax.tree.map(where, v, s)
+
+    return jax.tree.map(bound, squares, least, unknown, is_leaf=is_pair)
 
 
 def squares_like(mean: Any, squares: Any, leaf: LeafProjection, ratio: Array) -> Any:

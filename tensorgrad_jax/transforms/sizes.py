@@ -26,7 +26,7 @@ from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parame
 
 # The root mean square of 1,024 entries is within about 3% of that of all.
 _ENTRIES = 1024
-_LARGEST_SHARE = 1 / 16
+_LARGEST_SHARE = 1 / 32
 
 
 def sample_name(name: str) -> str:
@@ -55,8 +55,8 @@ def as_large_as(
     """Scale the updates of leaves that have a spec to the size of those of `reference`.
 
     The root mean square of every such leaf's update becomes what `reference` would make of the
-    gradients; it runs on a sample of single entries (1,024 or a sixteenth). Updates of other leaves
-    are those of `transform`.
+    gradients; it runs on a sample of single entries (1,024 or a thirty-second). Updates of other
+    leaves are those of `transform`.
     """
     transform = optax.with_extra_args_support(transform)
 

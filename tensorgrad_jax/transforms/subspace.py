@@ -105,9 +105,9 @@ def in_subspace(
             the same.
         match_size: make the update of a compressed parameter as large (root mean square) as
             `inner` would make it uncompressed, so that the same learning rate fits: `inner` also
-            runs on a sample of single entries of every such parameter (1,024, or a sixteenth), and
-            the lifted update is scaled to the sample's size. For transformations that treat every
-            number alone. Needs complement="drop".
+            runs on a sample of single entries of every such parameter (1,024, or a thirty-second),
+            and the lifted update is scaled to the sample's size. For transformations that treat
+            every number alone. Needs complement="drop".
 
     Returns:
         A transformation. Its updates have the dtype of the gradients. A refresh whose gradient is
