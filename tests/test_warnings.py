@@ -2,7 +2,10 @@
 
 import warnings
 
+import jax
+import jax.numpy as jnp
 import pytest
+from tensorgrad_jax.models.fourier import truncated_rfftn
 
 # A library's function that is out of date and says so to its caller, as those of JAX do, and how it
 # is called.
@@ -41,6 +44,20 @@ def call(caller, category, library="jax.numpy", **options):
 def test_our_own_calls(caller, category):
     with pytest.raises(category, match="use the new one"):
         call(caller, category)
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_a_real_call_within_a_compiled_function(monkeypatch, category):
+    rfft = jnp.fft.rfft
+
+    def old_rfft(*arguments, **options):
+        warnings.warn("use the new one", category, stacklevel=2)
+        return rfft(*arguments, **options)
+
+    monkeypatch.setattr(jnp.fft, "rfft", old_rfft)
+    transform = jax.jit(lambda x: truncated_rfftn(x, [range(-2, 2), range(3)], "fft"))
+    with pytest.raises(category, match="use the new one"):
+        transform(jnp.ones((1, 8, 8, 1)))
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
