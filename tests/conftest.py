@@ -46,7 +46,6 @@ NEWEST = {
     "test_models_golden.py",
     "test_train.py",
     "test_train_refusals.py",
-    "test_training_build.py",
     "test_training_config.py",
     "test_training_report.py",
     "test_warnings.py",
@@ -69,10 +68,8 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(items):
-    """Start with the runs of train.py, which one worker does one after the other."""
+    """Start with the runs of train.py, the file that takes longest."""
     for item in items:
-        if item.path.name == "test_train.py":
-            item.add_marker(pytest.mark.xdist_group("train"))
         if item.path.name in NEWEST:
             item.add_marker(pytest.mark.newest)
     items.sort(key=lambda item: item.path.name != "test_train.py")
