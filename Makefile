@@ -1,18 +1,25 @@
-# make train   a virtual environment, the package, a first trained operator
-# make test    the same set-up, then the tests
-# make lint    ruff and pyright
-# make bench   the benchmarks; with PyTorch peers after: .venv/bin/pip install -e '.[bench]'
+# make train        a virtual environment, the package, a first trained operator
+# make test         the same set-up, then the tests
+# make test-newest  half of them on the newest Python and packages, in an environment of their own
+# make lint         ruff and pyright
+# make bench        the benchmarks; with PyTorch peers after: .venv/bin/pip install -e '.[bench]'
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
+NEWEST_VENV ?= .venv-newest
+NEWEST_PYTHON ?= python3.13
 
-.PHONY: train test lint bench format clean
+.PHONY: train test test-newest lint bench format clean
 
 train: $(VENV)/.train
 	$(PY) train.py $(ARGS)
 
 test: $(VENV)/.test
 	$(PY) -m pytest $(ARGS)
+
+test-newest:
+	@$(NEWEST_PYTHON) -c '' 2>/dev/null || { echo "error: make test-newest needs Python 3.13, $(NEWEST_PYTHON) does not run; try make test-newest NEWEST_PYTHON=/path/to/python3.13" >&2; exit 2; }
+	$(MAKE) test VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON) ARGS='-m newest $(ARGS)'
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -40,4 +47,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST_VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import os
+import platform
 import tempfile
+from pathlib import Path
 
 # Eight host devices for the sharding tests. The rest is for speed: the suite's time is the
 # compiler's, its arrays are tiny. All must be set before the first use of JAX.
@@ -30,9 +32,44 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+# The half of the suite that `make test-newest` runs: what depends most on the versions of Python,
+# JAX, Flax, Optax, Grain and Orbax for the seconds that it takes.
+NEWEST = {
+    "test_composability.py",
+    "test_data_files.py",
+    "test_data_layout.py",
+    "test_data_sets.py",
+    "test_export.py",
+    "test_golden_trajectories.py",
+    "test_models_golden.py",
+    "test_train.py",
+    "test_train_refusals.py",
+    "test_training_config.py",
+    "test_training_report.py",
+    "test_warnings.py",
+}
+
+
+def pytest_configure(config):
+    """Notice a file that was renamed, rather than leave it out."""
+    missing = sorted(name for name in NEWEST if not (Path(__file__).parent / name).is_file())
+    if missing:
+        raise pytest.UsageError(f"tests/conftest.py: NEWEST has {missing}, which are not there")
+
+
+def pytest_sessionstart(session):
+    """Say which versions the result holds for."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and not hasattr(session.config, "workerinput"):
+        versions = (f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+        reporter.write_line(f"Python {platform.python_version()}, {', '.join(versions)}")
+
+
 def pytest_collection_modifyitems(items):
-    """Start with the runs of train.py, which one worker does one after the other."""
+    """Start with the runs of train.py, the file that takes longest."""
     for item in items:
-        if item.path.name == "test_train.py":
-            item.add_marker(pytest.mark.xdist_group("train"))
+        if item.path.name in NEWEST:
+            item.add_marker(pytest.mark.newest)
     items.sort(key=lambda item: item.path.name != "test_train.py")

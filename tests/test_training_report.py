@@ -99,8 +99,17 @@ def test_plot_prediction_rejects_shapes(tmp_path):
     unchecked = inspect.unwrap(plot_prediction)
     with pytest.raises(ValueError, match="same grid"):
         unchecked(np.ones((4, 1)), np.ones((5, 1)), np.ones((5, 1)), tmp_path / "p.png")
-    with pytest.raises(ValueError, match="1-D, 2-D or 3-D"):
-        unchecked(*[np.ones((2, 2, 2, 2, 1))] * 3, tmp_path / "p.png")
+    with pytest.raises(ValueError, match="at least one grid axis"):
+        unchecked(*[np.ones(1)] * 3, tmp_path / "p.png")
+
+
+def test_of_a_field_of_more_axes_the_middle_slice_is_drawn(tmp_path, drawn):
+    y = np.random.default_rng(0).normal(size=(4, 3, 6, 2, 5, 1))
+    plot_prediction(y, y, 1.5 * y, tmp_path / "p.png")
+    (figure,) = drawn
+    assert figure.get_suptitle() == "relative L2 error 0.5, slice x3 = 0.5, x4 = 0.5, x5 = 0.4"
+    target = next(axes for axes in figure.axes if axes.get_title() == "target")
+    np.testing.assert_allclose(target.images[0].get_array(), y[:, :, 3, 1, 2, 0].T, rtol=1e-6)
 
 
 def test_figures_do_not_pile_up_in_pyplot(tmp_path):

@@ -13,7 +13,7 @@ from tensorgrad_jax.data.generate import (
     generate_darcy,
     generate_navier_stokes,
 )
-from tensorgrad_jax.data.hdf5 import DataError
+from tensorgrad_jax.data.samples import DataError
 
 _FLOW_EXAMPLE = """\
 Reynolds number 1e5 on 128x128 points, as in the TensorGRaD paper:

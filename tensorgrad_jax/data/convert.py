@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from tensorgrad_jax.data.hdf5 import FIELDS, DataError
+from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32
 
 _CHUNK_BYTES = 2**26
 
@@ -31,7 +31,8 @@ def convert(source: str | Path, target: str | Path) -> Path:
 
     Raises:
         DataError: if PyTorch is not installed, the source is missing, no such file or holds other
-            things, or the target exists or cannot be written.
+            things, numbers that are not finite in float32 among them, or the target exists or
+            cannot be written.
     """
     source, target = Path(source), Path(target)
     if target.exists():
@@ -97,7 +98,6 @@ def _copy(source: Path, tensor: Any, file: h5py.File, name: str) -> None:
     data = file.create_dataset(name, (n, *shape), "float32", chunks=(1, *shape))
     step = max(1, _CHUNK_BYTES // (4 * tensor[0].numel()))
     for start in range(0, n, step):
-        values = tensor[start : start + step].detach().float()
-        if not values.isfinite().all():
-            raise DataError(f"{source}: {name} holds values that are not finite")
-        data[start : start + step] = values.numpy()
+        # By PyTorch: NumPy has no bfloat16.
+        values = tensor[start : start + step].detach().float().numpy()
+        data[start : start + step] = as_float32(source, name, values, start)

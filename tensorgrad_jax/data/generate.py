@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from tensorgrad_jax.data.burgers import burgers_samples
 from tensorgrad_jax.data.darcy import darcy_samples
-from tensorgrad_jax.data.hdf5 import DataError, file_name
+from tensorgrad_jax.data.hdf5 import file_name
 from tensorgrad_jax.data.navier_stokes import navier_stokes_samples
+from tensorgrad_jax.data.samples import DataError
 from tensorgrad_jax.data.writing import write_resumably
 
 # Samples made at a time: at most so many, of at most so many grid points of the solver together,

@@ -2,6 +2,7 @@
 
 A file holds two data sets, `x` and `y`, of shape (N, *grid) or (N, C, *grid), float32, chunked by
 sample. Read, a sample is {"x": (*grid, C), "y": (*grid, C)}: channels last, as the models want it.
+`tensorgrad_jax.data.samples` tells which axes are the grid.
 """
 
 from __future__ import annotations
@@ -16,14 +17,10 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
+from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32, grid_dimension
+
 # Files up to this size are read at once; of larger ones a sample is read when it is asked for.
 IN_MEMORY_BYTES = 2**30
-
-FIELDS = ("x", "y")
-
-
-class DataError(ValueError):
-    """A file is missing, damaged, or does not hold what was asked for. The message is one line."""
 
 
 def file_name(problem: str, split: str, resolution: int) -> str:
@@ -41,6 +38,7 @@ class FieldSource:
         n_samples: how many are used from there on.
         stride: every stride-th grid point per axis is used.
         shapes: shape of one sample of each field in the file, channels first where it has them.
+        dimension: number of grid axes.
         arrays: the samples themselves where they fit into memory, else None.
     """
 
@@ -74,7 +72,7 @@ class FieldSource:
         strided = samples[
             (slice(None), slice(None)) + (slice(None, None, self.stride),) * self.dimension
         ]
-        return np.ascontiguousarray(np.moveaxis(strided, 1, -1), np.float32)
+        return np.ascontiguousarray(np.moveaxis(strided, 1, -1))
 
 
 def open_dataset(
@@ -84,6 +82,7 @@ def open_dataset(
     resolution: int,
     n_samples: int | None = None,
     start: int = 0,
+    dimension: int | None = None,
 ) -> FieldSource:
     """Open `<root>/<problem>_<split>_<resolution>.hdf5`, or a finer file every few points of it.
 
@@ -95,12 +94,16 @@ def open_dataset(
             coarsest finer one that it divides is read with a stride.
         n_samples: how many samples are wanted; None for all from `start` on.
         start: how many samples of the file are left out before them.
+        dimension: number of grid axes, where it is known: the shapes must then agree with it. None
+            finds it from them, by the rule of `grid_dimension`.
 
     Returns:
         A random-access source of samples.
 
     Raises:
-        DataError: if there is no such file, it is damaged, has another layout, or too few samples.
+        DataError: if there is no such file, it is damaged, has another layout or too few samples,
+            or holds numbers that are not finite in float32. Those of a file that is not read at
+            once are found when their sample is read.
     """
     root = Path(root)
     wanted = root / file_name(problem, split, resolution)
@@ -124,7 +127,7 @@ def open_dataset(
     if not 1 <= n_samples <= available - start:
         before = f" after the first {start}" if start else ""
         raise DataError(f"{path}: {n_samples} samples wanted{before}, it has {available}")
-    dimension = _dimension(path, shapes, finer)
+    dimension = grid_dimension(path, shapes, finer, dimension)
     source = FieldSource(path, start, n_samples, finer // resolution, shapes, dimension, None)
     n_bytes = 4 * n_samples * sum(int(np.prod(s)) for s in shapes.values())
     if n_bytes > IN_MEMORY_BYTES:
@@ -158,14 +161,14 @@ def open_file(path: Path) -> h5py.File:
 
 
 def _read(path: Path, file: h5py.File, samples: slice) -> dict[str, np.ndarray]:
-    """Return samples of x and y as they are in the file."""
-    try:
-        fields = {name: np.asarray(field_of(file, name)[samples]) for name in FIELDS}
-    except OSError as error:
-        raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
-    for name, values in fields.items():
-        if not np.all(np.isfinite(values)):
-            raise DataError(f"{path}: {name} holds values that are not finite")
+    """Return samples of x and y as they are in the file, in float32."""
+    fields = {}
+    for name in FIELDS:
+        try:
+            values = np.asarray(field_of(file, name)[samples])
+        except OSError as error:
+            raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
+        fields[name] = as_float32(path, name, values, samples.start)
     return fields
 
 
@@ -191,22 +194,3 @@ def sample_count(path: Path, file: h5py.File) -> int:
     for name in FIELDS:
         _checked_shape(path, file, name)
     return field_of(file, "x").shape[0]
-
-
-def _dimension(path: Path, shapes: Mapping[str, tuple[int, ...]], resolution: int) -> int:
-    """Return the number of grid axes: those at the end that have the file's resolution."""
-    dimensions = set()
-    for name, shape in shapes.items():
-        n = 0
-        while n < len(shape) and shape[-1 - n] == resolution:
-            n += 1
-        # (C, *grid) with C equal to the resolution would be ambiguous: a channel axis is short.
-        if n == 0 or len(shape) - n > 1:
-            raise DataError(
-                f"{path}: {name} has samples of shape {shape}, expected (*grid) or (C, *grid) with "
-                f"{resolution} points per axis, as the file's name says"
-            )
-        dimensions.add(n)
-    if len(dimensions) > 1:
-        raise DataError(f"{path}: x and y have grids of different dimension: {dict(shapes)}")
-    return dimensions.pop()

@@ -12,7 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tensorgrad_jax.data.hdf5 import FIELDS, DataError, field_of, open_file, sample_count
+from tensorgrad_jax.data.hdf5 import field_of, open_file, sample_count
+from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32
 
 
 def write_resumably(
@@ -44,7 +45,8 @@ def write_resumably(
 
     Raises:
         DataError: if a file, complete or not, is there that was made with other options or for
-            another number of samples than fits, or the folder cannot be written.
+            another number of samples than fits, the folder cannot be written, or a sample that was
+            made is not finite in float32.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,7 @@ def write_resumably(
             _discard_if_worthless(partial, n_samples, options)
             try:
                 with h5py.File(partial, "a") as file:
-                    _fill(file, n_samples, sample_shape, options, make, chunk, progress)
+                    _fill(path, file, n_samples, sample_shape, options, make, chunk, progress)
             except BaseException:
                 _discard_if_empty(partial)
                 raise
@@ -98,7 +100,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _fill(file, n_samples, sample_shape, options, make, chunk, progress) -> None:
+def _fill(path, file, n_samples, sample_shape, options, make, chunk, progress) -> None:
     if "done" not in file.attrs:
         for name in FIELDS:
             file.require_dataset(
@@ -111,7 +113,9 @@ def _fill(file, n_samples, sample_shape, options, make, chunk, progress) -> None
     while done < n_samples:
         numbers = range(done, min(done + chunk, n_samples))
         for name, values in zip(FIELDS, make(numbers), strict=True):
-            file[name][numbers.start : numbers.stop] = values
+            file[name][numbers.start : numbers.stop] = as_float32(
+                path, name, np.asarray(values), numbers.start
+            )
         # The samples first: the count must never claim one that is not in the file.
         file.flush()
         done = numbers.stop

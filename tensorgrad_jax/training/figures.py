@@ -77,10 +77,10 @@ def plot_prediction(
 ) -> None:
     """Draws input, target, prediction and error of one sample; one row per output channel.
 
-    A 1-D field is drawn as lines, a 2-D field as an image, of a 3-D field the middle slice along
-    the last axis. Target and prediction share their scale; that of the error is symmetric. Row i
-    shows channel i of the input, or its last one. The title has the relative L2 error of the
-    whole sample.
+    A 1-D field is drawn as lines, a 2-D field as an image, of a field of more axes the middle slice
+    along all axes but the first two. Target and prediction share their scale; that of the error is
+    symmetric. Row i shows channel i of the input, or its last one. The title has the relative L2
+    error of the whole sample.
 
     Args:
         x: the input of one sample, channels last.
@@ -89,7 +89,7 @@ def plot_prediction(
         path: the file to write; its ending selects the format.
 
     Raises:
-        ValueError: the shapes do not match, or the field is not 1-D, 2-D or 3-D.
+        ValueError: the shapes do not match, or there is no grid axis.
     """
     x, y, prediction = (np.asarray(field, dtype=np.float64) for field in (x, y, prediction))
     if y.shape != prediction.shape or x.shape[:-1] != y.shape[:-1]:
@@ -98,15 +98,18 @@ def plot_prediction(
             "target and prediction, expected the same grid and channels last"
         )
     dimension = y.ndim - 1
-    if dimension not in (1, 2, 3):
-        raise ValueError(f"plot_prediction: expected a 1-D, 2-D or 3-D grid, got shape {y.shape}")
+    if dimension < 1:
+        raise ValueError(f"plot_prediction: expected at least one grid axis, got shape {y.shape}")
     norm = float(np.linalg.norm(y))
     relative = float(np.linalg.norm(prediction - y)) / norm if norm > 0 else math.inf
     title = f"relative L2 error {relative:.3g}"
-    if dimension == 3:
-        middle = y.shape[2] // 2
-        title += f", slice z = {middle / y.shape[2]:.3g}"
-        x, y, prediction = (field[:, :, middle] for field in (x, y, prediction))
+    if dimension > 2:
+        sizes = y.shape[2:-1]
+        names = "z" if dimension == 3 else [f"x{i}" for i in range(3, dimension + 1)]
+        places = (f"{a} = {n // 2 / n:.3g}" for a, n in zip(names, sizes, strict=True))
+        title += f", slice {', '.join(places)}"
+        middle = (slice(None), slice(None), *(n // 2 for n in sizes))
+        x, y, prediction = (field[middle] for field in (x, y, prediction))
     rows, columns = y.shape[-1], 3 if dimension == 1 else 4
     figure, panels = _figure(3.5 * columns if dimension == 1 else 3.2 * columns, 3.1, rows, columns)
     figure.suptitle(title)

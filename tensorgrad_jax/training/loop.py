@@ -37,9 +37,9 @@ from tensorgrad_jax.training.memory import peak_bytes, profile
 from tensorgrad_jax.training.options import Config
 from tensorgrad_jax.training.run_folder import (
     append_metrics,
+    make_run_folder,
     new_run_folder,
     read_metrics,
-    write_config,
 )
 from tensorgrad_jax.training.schedules import learning_rate_schedule
 from tensorgrad_jax.training.step import TrainState, make_error_step, make_train_step, predict
@@ -69,9 +69,9 @@ def run(config: Config, build_optimizer: OptimizerBuilder = build_optimizer) -> 
     data = load_data_sets(config)
     training = Training(config, data, build_optimizer)
     if config.opt.resume_from_dir is None:
-        folder = new_run_folder(config)
-        folder.mkdir(parents=True)
-        write_config(folder, config)
+        new_run_folder(config)  # a name that is taken is told before the time of compiling ...
+        training._compile()  # ... and what cannot be compiled leaves no folder behind
+        folder = make_run_folder(config)
     else:
         folder = Path(config.opt.resume_from_dir)
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -153,6 +153,8 @@ class Training:
 
     def _compile(self) -> None:
         """Compile the step before the first epoch: its time and its memory are known then."""
+        if self._compiled is not None:
+            return
         batch = self.data.train[0]
         shape = lambda x: jax.ShapeDtypeStruct((self.config.data.batch_size, *x.shape), x.dtype)
         self._compiled = self._step.lower(

@@ -60,6 +60,12 @@ class DataConfig:
         str, _NAME, "name of the data set: nsforcing, darcy, burgers or your own"
     ] = "nsforcing"
     root: Annotated[str, TEXT, "folder of the data files"] = "datasets/ns_small"
+    dimension: Annotated[
+        int | None,
+        COUNT,
+        "number of grid axes; null: the problem's, of a problem of your own what the files' shapes "
+        "say",
+    ] = None
     generate: Annotated[bool, "make the files of nsforcing, darcy and burgers that are missing"] = (
         True
     )
@@ -95,6 +101,14 @@ class DataConfig:
 
     def __post_init__(self):
         check_options(self, "data.")
+        known = _DIMENSIONS.get(self.problem)
+        if self.dimension is None:
+            object.__setattr__(self, "dimension", known)
+        elif known not in (None, self.dimension):
+            raise ConfigError(
+                f"data.dimension: got {self.dimension}, expected {known}: data.problem "
+                f"{self.problem} is {known}-dimensional"
+            )
         for name, default in GENERATOR_OPTIONS.get(self.problem, {}).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
@@ -102,6 +116,12 @@ class DataConfig:
             raise ConfigError(
                 f"data.batch_size: got {self.batch_size}, expected at most data.n_train = "
                 f"{self.n_train}"
+            )
+        encoded = self.encode_input or self.encode_output
+        if encoded and self.n_train == self.train_resolution == 1:
+            raise ConfigError(
+                "data.n_train: got 1, expected at least 2 with data.train_resolution 1, unless "
+                "data.encode_input and data.encode_output are False: one number has no deviation"
             )
         if len(set(self.test_resolutions)) < len(self.test_resolutions):
             raise ConfigError(
@@ -165,6 +185,18 @@ class FnoConfig:
             )
         if self.domain_padding is not None:
             _repeat(self, "fno.", "domain_padding", len(self.n_modes), "fno.n_modes")
+        # Rounded as the FNO does it. A layer of no channels cannot be built, nor can one whose
+        # number no array's shape may hold.
+        rounding = {"lifting_channel_ratio": int, "projection_channel_ratio": int}
+        if self.use_channel_mlp:
+            rounding["channel_mlp_expansion"] = round
+        for name, rounded in rounding.items():
+            width = getattr(self, name) * self.hidden_channels
+            if width >= 2**31 or rounded(width) < 1:
+                raise ConfigError(
+                    f"fno.{name}: got {getattr(self, name)}, expected a ratio that leaves from 1 "
+                    f"to 2^31 - 1 channels of fno.hidden_channels = {self.hidden_channels}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,12 +323,11 @@ class Config:
     def __post_init__(self):
         check_options(self)
         n_modes, resolution = self.fno.n_modes, self.data.train_resolution
-        dimension = _DIMENSIONS.get(self.data.problem, len(n_modes))
-        if len(n_modes) != dimension:
-            raise ConfigError(
-                f"fno.n_modes: got {show(n_modes)}, expected {dimension} entries: "
-                f"data.problem {self.data.problem} is {dimension}-dimensional"
-            )
+        if self.data.dimension is not None:
+            dimension, problem = self.data.dimension, self.data.problem
+            known = f"data.problem {problem} is {dimension}-dimensional"
+            told = f"data.dimension is {dimension}"
+            check_modes(n_modes, dimension, known if problem in _DIMENSIONS else told)
         if max(n_modes) > resolution:
             raise ConfigError(
                 f"fno.n_modes: got {show(n_modes)}, expected at most data.train_resolution = "
@@ -315,6 +346,13 @@ class Config:
                     f"opt.{name}: got {show(rank)}, expected {axes} entries, one per axis of a "
                     "spectral weight: its channels and fno.n_modes"
                 )
+
+
+def check_modes(n_modes: tuple[int, ...], dimension: int, reason: str) -> None:
+    """Raise a ConfigError, which ends with the reason, unless there is an entry per grid axis."""
+    if len(n_modes) != dimension:
+        entries = "1 entry" if dimension == 1 else f"{dimension} entries"
+        raise ConfigError(f"fno.n_modes: got {show(n_modes)}, expected {entries}: {reason}")
 
 
 def _repeat(config, prefix, name, length, other):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def new_run_folder(config: Config) -> Path:
     parent = Path(config.opt.save_dir)
     if config.name is not None:
         folder = parent / config.name
-        if folder.exists():
+        if os.path.lexists(folder):
             raise ConfigError(
                 f"name: {folder} exists already; choose another name, or continue that run with "
                 f"--opt.resume_from_dir {folder}"
@@ -44,10 +45,31 @@ def new_run_folder(config: Config) -> Path:
     compressed = config.opt.tensorgrad is not False and config.opt.optimizer_type != "adamw"
     base = f"{config.data.problem}_{config.opt.optimizer_type if compressed else 'adamw'}"
     folder, n = parent / base, 1
-    while folder.exists():
+    while os.path.lexists(folder):
         n += 1
         folder = parent / f"{base}_{n}"
     return folder
+
+
+def make_run_folder(config: Config) -> Path:
+    """Make the folder of `new_run_folder` with the complete configuration in it; return its path.
+
+    Raises:
+        ConfigError: if it is there already or cannot be made.
+    """
+    while True:
+        folder = new_run_folder(config)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            if os.path.lexists(folder):
+                continue  # another run has just taken it
+            raise ConfigError(
+                f"opt.save_dir: got {config.opt.save_dir!r}, expected a folder that can be written "
+                f"to: {folder}: {error.strerror}"
+            ) from error
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        return folder
 
 
 def config_to_resume(argv: list[str], config: Config) -> Config:
@@ -85,11 +107,6 @@ def _options(section: Any, name: str) -> dict[str, Any]:
     if not hasattr(section, "__dataclass_fields__"):
         return {name: section}
     return {f"{name}.{option}": getattr(section, option) for option in section.__dataclass_fields__}
-
-
-def write_config(folder: Path, config: Config) -> None:
-    """Write the complete configuration."""
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
