@@ -24,6 +24,7 @@ from tensorgrad_jax.bfloat16 import from_bits, to_bits
 from tensorgrad_jax.pieces import filled, reduced
 
 from .checks import check_choice
+from .linear_maps import linear_map
 
 PRECISIONS = ("full", "mixed", "half")
 WEIGHTS_PRECISIONS = ("full", "half")
@@ -60,7 +61,7 @@ def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def product(
     x: BFloat16[Array, "points i"], weight: BFloat16[Array, "i o"], dtype: Any
 ) -> Float[Array, "points o"]:
@@ -72,27 +73,25 @@ def product(
     return _piecewise(_matmul(dtype), (x, weight), (0, None), 0)
 
 
-def _product_forward(x, weight, dtype):
-    return product(x, weight, dtype), (x, weight)
+@product.defjvp
+def _product_jvp(dtype, primals, tangents):
+    def gradient(factors, cotangents):
+        (x, weight), (g,) = factors, cotangents
+        g = g.astype(x.dtype)
+        dx = _piecewise(_matmul(x.dtype), (g, weight.T), (0, None), 0)
+        transposed = lambda x, g: jax.lax.dot(x.T, g, preferred_element_type=jnp.float32)
+        dweight = _piecewise(transposed, (x, g), (0, 0), None)
+        return dx, dweight.astype(weight.dtype)
 
-
-def _product_backward(dtype, kept, cotangent):
-    x, weight = kept
-    cotangent = cotangent.astype(x.dtype)
-    dx = _piecewise(_matmul(x.dtype), (cotangent, weight.T), (0, None), 0)
-    transposed = lambda x, g: jax.lax.dot(x.T, g, preferred_element_type=jnp.float32)
-    dw = _piecewise(transposed, (x, cotangent), (0, 0), None)
-    return dx, dw.astype(weight.dtype)
-
-
-product.defvjp(_product_forward, _product_backward)
+    tangent = _tangent_of_product(_matmul(dtype))
+    return product(*primals, dtype), linear_map(tangent, gradient, primals, tangents)[0]
 
 
 def _matmul(dtype):
     return lambda x, weight: jax.lax.dot(x, weight, preferred_element_type=dtype)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def batched_products(
     x: BFloat16[Array, "p m k i"], weight: BFloat16[Array, "p m i o"]
 ) -> Float32[Array, "p m k o"]:
@@ -103,23 +102,29 @@ def batched_products(
     return _piecewise(_batched_dot((3, 2), jnp.float32), (x, weight), (1, 1), 1)
 
 
-def _products_forward(x, weight):
-    return batched_products(x, weight), (x, weight)
+@batched_products.defjvp
+def _batched_products_jvp(primals, tangents):
+    def gradient(factors, cotangents):
+        (x, weight), (g,) = factors, cotangents
+        g = g.astype(x.dtype)
+        dx = _piecewise(_batched_dot((3, 3), jnp.bfloat16), (g, weight), (1, 1), 1)
+        return dx, _piecewise(_batched_dot((2, 2), jnp.bfloat16), (x, g), (1, 1), 1)
 
-
-def _products_backward(kept, cotangent):
-    x, weight = kept
-    cotangent = cotangent.astype(x.dtype)
-    dx = _piecewise(_batched_dot((3, 3), jnp.bfloat16), (cotangent, weight), (1, 1), 1)
-    return dx, _piecewise(_batched_dot((2, 2), jnp.bfloat16), (x, cotangent), (1, 1), 1)
-
-
-batched_products.defvjp(_products_forward, _products_backward)
+    tangent = _tangent_of_product(_batched_dot((3, 2), jnp.float32))
+    return batched_products(*primals), linear_map(tangent, gradient, primals, tangents)[0]
 
 
 def _batched_dot(axes, dtype):
     dimensions = (((axes[0],), (axes[1],)), ((0, 1), (0, 1)))
     return lambda a, b: jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
+
+
+def _tangent_of_product(product):
+    def tangent(factors, tangents):
+        (x, weight), (dx, dweight) = factors, tangents
+        return (product(dx, weight) + product(x, dweight),)
+
+    return tangent
 
 
 def _piecewise(function, arrays, axes, out_axis):
