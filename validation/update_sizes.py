@@ -89,7 +89,9 @@ def main() -> None:
                 ratios = [round(float(x), 3) for x in size(make, kind, GAPS) / reference]
                 rows.append({"leaf": kind, "rule": rule, "optimizer": name, "ratio": ratios})
                 print(f"{kind:8} {rule:10} {name:28} {ratios}", flush=True)
-    (HERE / "update_sizes.json").write_text(json.dumps({"gaps": GAPS, "rows": rows}, indent=1))
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    text = f'{{\n "gaps": {json.dumps(GAPS)},\n "rows": [\n{lines}\n ]\n}}\n'
+    (HERE / "update_sizes.json").write_text(text)
     plot(rows)
 
 
