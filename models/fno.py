@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Real
 
-from .checks import check_choice, check_modes, check_positive
+from .checks import as_real, check_choice, check_modes, check_positive
 from .layers import (
     ChannelMix,
     ChannelMLP,
@@ -134,7 +134,7 @@ class FNO(nnx.Module):
         reference_shift: see `SpectralConv`.
         transform: see `SpectralConv`.
         fno_block_precision: `"full"`, `"mixed"` or `"half"`: bfloat16 where `models.precision`
-            says. The coordinates always enter in the input's dtype, and the output is float32.
+            says. The coordinates always enter in float32 at least, and the output is float32.
         fno_block_weights_precision: `"half"` stores the spectral weights in bfloat16; needs one
             of the latter two.
         activation_checkpoint: keep only the input of every block, of lifting and of projection
@@ -230,14 +230,18 @@ class FNO(nnx.Module):
         )
 
     def __call__(
-        self, a: Float[Array, "batch *grid in_channels"]
+        self,
+        a: Real[Array, "batch *grid in_channels"] | Bool[Array, "batch *grid in_channels"],
     ) -> Float[Array, "batch *grid out_channels"]:
         """Map input functions to output functions on the same grid.
 
+        Integers and booleans (a mask of two phases, say) are taken as float32 numbers.
+
         Raises:
-            ValueError: if `a` has another number of axes or channels than the model expects.
+            ValueError: if `a` has another number of axes or channels than the model expects, or if
+                it is complex.
         """
-        dim = len(self.n_modes)
+        dim, a = len(self.n_modes), as_real("FNO", a)
         if a.ndim != dim + 2 or a.shape[-1] != self.in_channels:
             raise ValueError(
                 f"FNO: expected an input of shape (batch, *grid, {self.in_channels}) with "

@@ -13,29 +13,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Real
 
-from .checks import check_positive
+from .checks import as_real, check_positive
 from .precision import narrow, product, widen
 
 _INVERSE_SQRT_2 = 1 / math.sqrt(2)
 _INVERSE_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 
 
-@jax.custom_jvp
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def gelu(
+    x: Real[Array, "*shape"] | Bool[Array, "*shape"],
+) -> Float[Array, "*shape"]:
     """Gaussian error linear unit in its exact form, x Phi(x) with Phi(x) = (1 + erf(x/sqrt 2))/2.
+
+    Raises:
+        ValueError: if `x` is complex.
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016, equation (2).
     """
+    return _gelu(as_real("gelu", x))
+
+
+@jax.custom_jvp
+def _gelu(x):
     wide = widen(x)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
-@gelu.defjvp
+@_gelu.defjvp
 def _gelu_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return gelu(x), _gelu_tangent(x, dx)
+    return _gelu(x), _gelu_tangent(x, dx)
 
 
 # Checkpointed, so that x alone is kept and the slope is evaluated in the backward pass, in one loop
@@ -257,9 +266,12 @@ def append_grid(
 ) -> Float[Array, "batch *grid channels_and_coordinates"]:
     """Append one channel per axis with the coordinate i / n of each grid point, i = 0 ... n-1.
 
-    The end point 1 is excluded: on a periodic domain it is the point 0.
+    The end point 1 is excluded: on a periodic domain it is the point 0. Whatever the dtype of `x`,
+    coordinates and result are float32 at least: in bfloat16 neighbouring points of an axis of more
+    than 256 would not be told apart.
     """
     batch, *grid, _ = x.shape
+    x = widen(x)
     coordinates = np.stack(np.meshgrid(*(np.arange(n) / n for n in grid), indexing="ij"), -1)
     coordinates = jnp.asarray(coordinates, x.dtype)
     return jnp.concatenate([x, jnp.broadcast_to(coordinates, (batch, *coordinates.shape))], -1)

@@ -106,7 +106,10 @@ def from_neuralop(
                 f"from_neuralop: {name} has shape {arrays[name].shape}, "
                 f"but the configuration asks for {shape}"
             )
-        variable.set_value(jnp.asarray(restore(arrays[name]), expected.dtype))
+        array = restore(arrays[name])
+        if np.iscomplexobj(array):
+            raise ValueError(f"from_neuralop: {name} must be real, got {array.dtype}")
+        variable.set_value(jnp.asarray(array, expected.dtype))
     return model
 
 
