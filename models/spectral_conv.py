@@ -96,7 +96,8 @@ class SpectralConv(nnx.Module):
         # Half of the variance for each of the two parts.
         weight = draw(jax.random.normal, rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
         dtype = jnp.bfloat16 if fno_block_weights_precision == "half" else weight.dtype
-        self.spectral_weight = nnx.Param(weight.astype(dtype))
+        # Layers may be stacked: `tensor_specs` tells added axes from the weight's own by this.
+        self.spectral_weight = nnx.Param(weight.astype(dtype), own_axes=weight.ndim)
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_channels,)) * std)
 
     def __call__(
