@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
 
 def check_positive(owner: str, **numbers: int) -> None:
     """Raise a ValueError that names the first argument that is not an integer of at least 1."""
@@ -26,3 +29,15 @@ def check_modes(owner: str, n_modes: Sequence[int]) -> tuple[int, ...]:
     for m in n_modes:
         check_positive(owner, **{f"every entry of n_modes = {tuple(n_modes)}": m})
     return tuple(n_modes)
+
+
+def as_real(owner: str, x: ArrayLike) -> Float[Array, "..."]:
+    """`x` as floating-point numbers: integers and booleans in float32; a ValueError if complex."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{owner}: expected real numbers, got {x.dtype}; give real and imaginary part as "
+            "channels of their own"
+        )
+    inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+    return x if inexact else x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Real
 
-from .checks import check_choice, check_modes, check_positive
+from .checks import as_real, check_choice, check_modes, check_positive
 from .layers import (
     ChannelMix,
     ChannelMLP,
@@ -75,15 +75,16 @@ class FNOBlock(nnx.Module):
         self.dtype = layer_dtype(fno_block_precision)
         self.skip = ChannelMix(channels, channels, dtype=self.dtype, rngs=rngs)
         width = round(channels * channel_mlp_expansion)
-        self.channel_mlp = (
+        # `nnx.data`: a layer may be put where there is none.
+        self.channel_mlp = nnx.data(
             ChannelMLP(channels, channels, width, dtype=self.dtype, rngs=rngs)
             if use_channel_mlp
             else None
         )
-        self.channel_mlp_skip = SoftGating(channels) if use_channel_mlp else None
+        self.channel_mlp_skip = nnx.data(SoftGating(channels) if use_channel_mlp else None)
         normalize = norm == "group_norm"
-        self.conv_norm = _sample_norm(channels, rngs) if normalize else None
-        self.output_norm = _sample_norm(channels, rngs) if normalize else None
+        self.conv_norm = nnx.data(_sample_norm(channels, rngs) if normalize else None)
+        self.output_norm = nnx.data(_sample_norm(channels, rngs) if normalize else None)
         self.stabilizer = stabilizer
         self.activate = activate
 
@@ -99,8 +100,11 @@ class FNOBlock(nnx.Module):
         u = narrow(u + self.skip(v), self.dtype)
         if self.activate:
             u = gelu(u)
-        if self.channel_mlp is not None and self.channel_mlp_skip is not None:
-            u = self.channel_mlp(u) + self.channel_mlp_skip(v)
+        # Either may have been taken out.
+        if self.channel_mlp is not None:
+            u = self.channel_mlp(u)
+        if self.channel_mlp_skip is not None:
+            u = u + self.channel_mlp_skip(v)
         if self.output_norm is not None:
             u = self.output_norm(u)
         u = narrow(u, self.dtype)
@@ -111,7 +115,8 @@ class FNO(nnx.Module):
     """Fourier neural operator on regular grids of one or more axes, channels last.
 
     Maps (batch, *grid, in_channels) to (batch, *grid, out_channels) at any resolution. Arguments
-    are named as in neuraloperator.
+    are named as in neuraloperator. Every layer within is called as an attribute of its owner, so
+    that another may stand in its place: an `nnx.LoRALinear` for `lifting.inner`, say.
 
     Args:
         n_modes: (m_1, ..., m_d), frequencies kept per axis, negative ones included. Its length is
@@ -134,7 +139,7 @@ class FNO(nnx.Module):
         reference_shift: see `SpectralConv`.
         transform: see `SpectralConv`.
         fno_block_precision: `"full"`, `"mixed"` or `"half"`: bfloat16 where `models.precision`
-            says. The coordinates always enter in the input's dtype, and the output is float32.
+            says. The coordinates always enter in float32 at least, and the output is float32.
         fno_block_weights_precision: `"half"` stores the spectral weights in bfloat16; needs one
             of the latter two.
         activation_checkpoint: keep only the input of every block, of lifting and of projection
@@ -230,14 +235,18 @@ class FNO(nnx.Module):
         )
 
     def __call__(
-        self, a: Float[Array, "batch *grid in_channels"]
+        self,
+        a: Real[Array, "batch *grid in_channels"] | Bool[Array, "batch *grid in_channels"],
     ) -> Float[Array, "batch *grid out_channels"]:
         """Map input functions to output functions on the same grid.
 
+        Integers and booleans (a mask of two phases, say) are taken as float32 numbers.
+
         Raises:
-            ValueError: if `a` has another number of axes or channels than the model expects.
+            ValueError: if `a` has another number of axes or channels than the model expects, or if
+                it is complex.
         """
-        dim = len(self.n_modes)
+        dim, a = len(self.n_modes), as_real("FNO", a)
         if a.ndim != dim + 2 or a.shape[-1] != self.in_channels:
             raise ValueError(
                 f"FNO: expected an input of shape (batch, *grid, {self.in_channels}) with "

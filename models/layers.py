@@ -7,35 +7,45 @@ precision; `jax.default_matmul_precision("highest")` raises it where float32 res
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from flax.nnx.nn.dtypes import promote_dtype
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Real
 
-from .checks import check_positive
+from .checks import as_real, check_positive
 from .precision import narrow, product, widen
 
 _INVERSE_SQRT_2 = 1 / math.sqrt(2)
 _INVERSE_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 
 
-@jax.custom_jvp
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def gelu(
+    x: Real[Array, "*shape"] | Bool[Array, "*shape"],
+) -> Float[Array, "*shape"]:
     """Gaussian error linear unit in its exact form, x Phi(x) with Phi(x) = (1 + erf(x/sqrt 2))/2.
+
+    Raises:
+        ValueError: if `x` is complex.
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016, equation (2).
     """
+    return _gelu(as_real("gelu", x))
+
+
+@jax.custom_jvp
+def _gelu(x):
     wide = widen(x)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
-@gelu.defjvp
+@_gelu.defjvp
 def _gelu_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return gelu(x), _gelu_tangent(x, dx)
+    return _gelu(x), _gelu_tangent(x, dx)
 
 
 # Checkpointed, so that x alone is kept and the slope is evaluated in the backward pass, in one loop
@@ -84,54 +94,74 @@ def draw(
     return distribution(key, (math.prod(shape),)).reshape(shape)
 
 
-def channel_linear(
-    in_channels: int,
-    out_channels: int,
-    *,
-    use_bias: bool = True,
-    rngs: nnx.Rngs,
-) -> nnx.Linear:
-    """A linear map of the channels, kernel (in_channels, out_channels).
+class ChannelLinear(nnx.Linear):
+    """A linear map of the channels at every grid point: x -> x W + b.
 
-    Kernel and bias start uniform in +-1/sqrt(in_channels), the distribution that PyTorch's and
-    hence neuraloperator's pointwise convolutions start from.
+    An `nnx.Linear`, with kernel W of shape (in_channels, out_channels), that multiplies in its own
+    way; the models call it, so that another layer may stand in its place. Kernel and bias start
+    uniform in +-1/sqrt(in_channels), the distribution that PyTorch's and hence neuraloperator's
+    pointwise convolutions start from.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        use_bias: whether there is a bias b.
+        dtype: of the factors of products and of the output; None: as they come.
+        wide_output: the output is float32 and not `dtype`.
+        rngs: the stream `params` initialises the weights.
     """
 
-    def uniform(key, shape, dtype=jnp.float32, out_sharding=None):
-        del out_sharding
-        bound = in_channels**-0.5
-        return (2 * bound * draw(jax.random.uniform, key, shape) - bound).astype(dtype)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        use_bias: bool = True,
+        dtype: jnp.dtype | None = None,
+        wide_output: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        def uniform(key, shape, dtype=jnp.float32, out_sharding=None):
+            del out_sharding
+            bound = in_channels**-0.5
+            return (2 * bound * draw(jax.random.uniform, key, shape) - bound).astype(dtype)
 
-    return nnx.Linear(
-        in_channels,
-        out_channels,
-        use_bias=use_bias,
-        kernel_init=uniform,
-        bias_init=uniform,
-        rngs=rngs,
-    )
+        super().__init__(
+            in_channels,
+            out_channels,
+            use_bias=use_bias,
+            dtype=dtype,
+            preferred_element_type=jnp.float32 if dtype is not None and wide_output else None,
+            kernel_init=uniform,
+            bias_init=uniform,
+            rngs=rngs,
+        )
 
+    def __call__(
+        self, inputs: Float[Array, "*batch in_channels"], **options: Any
+    ) -> Float[Array, "*batch out_channels"]:
+        """Apply the map at every grid point."""
+        if options or not self._has_own_product():
+            return super().__call__(inputs, **options)
+        # One matrix product over all points: gradients of products with several leading axes
+        # are far slower on CPUs.
+        x, kernel = inputs.reshape(-1, inputs.shape[-1]), self.kernel[...]
+        out = None
+        if self.dtype is None:
+            common = jnp.result_type(x, kernel)
+            y = _matmul(x.astype(common), kernel.astype(common))
+        else:
+            out = jnp.dtype(self.preferred_element_type or self.dtype)
+            y = cast(Array, product(x.astype(self.dtype), kernel.astype(self.dtype), out))
+        if self.bias is not None:
+            y = narrow(y + self.bias[...], out)
+        return y.reshape(*inputs.shape[:-1], y.shape[-1])
 
-def apply_linear(
-    linear: nnx.Linear,
-    x: Float[Array, "points in_channels"],
-    dtype: jnp.dtype | None,
-    wide_output: bool = False,
-) -> Float[Array, "points out_channels"]:
-    """The linear map with factors in `dtype`; None: as they come.
-
-    The result has that dtype too, or float32 with `wide_output`.
-    """
-    if dtype is None:
-        kernel = linear.kernel[...]
-        common = jnp.result_type(x, kernel)
-        y = _matmul(x.astype(common), kernel.astype(common))
-        return y if linear.bias is None else y + linear.bias[...]
-    out = jnp.dtype(jnp.float32) if wide_output else dtype
-    y = cast(Array, product(x.astype(dtype), linear.kernel[...].astype(dtype), out))
-    if linear.bias is None:
-        return y
-    return (y + linear.bias[...]).astype(out)
+    def _has_own_product(self) -> bool:
+        # What `nnx.Linear` lets its user choose may have been chosen since.
+        chosen = (self.precision, self.dot_general, self.promote_dtype)
+        plain = (None, jax.lax.dot_general, promote_dtype)
+        return chosen == plain and self.dtype in (None, jnp.bfloat16)
 
 
 @jax.custom_jvp
@@ -189,23 +219,26 @@ class ChannelMLP(nnx.Module):
             out_channels=out_channels,
             hidden_channels=hidden_channels,
         )
-        self.inner = channel_linear(in_channels, hidden_channels, rngs=rngs)
-        self.outer = channel_linear(hidden_channels, out_channels, rngs=rngs)
+        inner_dtype = None if wide_input else dtype
+        self.inner = ChannelLinear(in_channels, hidden_channels, dtype=inner_dtype, rngs=rngs)
+        self.outer = ChannelLinear(
+            hidden_channels, out_channels, dtype=dtype, wide_output=wide_output, rngs=rngs
+        )
         self.dtype = dtype
-        self.wide_input = wide_input
         self.wide_output = wide_output
 
     def __call__(
         self, x: Float[Array, "batch *grid in_channels"]
     ) -> Float[Array, "batch *grid out_channels"]:
         """Apply the two maps at every grid point."""
-        # One matrix product over all points: gradients of products with several leading axes
-        # are far slower on CPUs.
-        x_flat = x.reshape(-1, x.shape[-1])
-        v = apply_linear(self.inner, x_flat, None if self.wide_input else self.dtype)
-        v = gelu(narrow(v, self.dtype))
-        y = apply_linear(self.outer, v, self.dtype, self.wide_output)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        # Layers of our own get a list of points, which XLA makes a smaller program of; others the
+        # grid, about which they may want to know.
+        ours = type(self.inner) is type(self.outer) is ChannelLinear
+        v = self.inner(x.reshape(-1, x.shape[-1]) if ours else x)
+        y = self.outer(gelu(narrow(v, self.dtype)))
+        wide = self.wide_output and self.dtype is not None
+        y = y.astype(jnp.float32) if wide else narrow(y, self.dtype)
+        return y.reshape(*x.shape[:-1], y.shape[-1]) if ours else y
 
 
 class ChannelMix(nnx.Module):
@@ -226,15 +259,16 @@ class ChannelMix(nnx.Module):
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        self.linear = channel_linear(in_channels, out_channels, use_bias=False, rngs=rngs)
+        self.linear = ChannelLinear(
+            in_channels, out_channels, use_bias=False, dtype=dtype, rngs=rngs
+        )
         self.dtype = dtype
 
     def __call__(
         self, x: Float[Array, "batch *grid in_channels"]
     ) -> Float[Array, "batch *grid out_channels"]:
         """Apply the map at every grid point."""
-        y = apply_linear(self.linear, x.reshape(-1, x.shape[-1]), self.dtype)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return narrow(self.linear(x), self.dtype)
 
 
 class SoftGating(nnx.Module):
@@ -257,9 +291,12 @@ def append_grid(
 ) -> Float[Array, "batch *grid channels_and_coordinates"]:
     """Append one channel per axis with the coordinate i / n of each grid point, i = 0 ... n-1.
 
-    The end point 1 is excluded: on a periodic domain it is the point 0.
+    The end point 1 is excluded: on a periodic domain it is the point 0. Whatever the dtype of `x`,
+    coordinates and result are float32 at least: in bfloat16 neighbouring points of an axis of more
+    than 256 would not be told apart.
     """
     batch, *grid, _ = x.shape
+    x = widen(x)
     coordinates = np.stack(np.meshgrid(*(np.arange(n) / n for n in grid), indexing="ij"), -1)
     coordinates = jnp.asarray(coordinates, x.dtype)
     return jnp.concatenate([x, jnp.broadcast_to(coordinates, (batch, *coordinates.shape))], -1)

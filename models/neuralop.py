@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .fno import FNO
-from .layers import ChannelMLP
+from .fno import FNO, FNOBlock
+from .layers import ChannelLinear, ChannelMix, ChannelMLP, SoftGating
+from .spectral_conv import SpectralConv
 
 # Arguments of neuraloperator's FNO in their order, up to the last that may reasonably be given by
 # position: a saved model remembers the positional ones without names.
@@ -42,6 +43,24 @@ _IGNORED = {
     "non_linearity", "rank", "fixed_rank_modes", "implementation", "decomposition_kwargs",
     "conv_module", "max_n_modes", "args", "_name", "_version", "verbose",
 }  # fmt: skip
+
+
+# What the layers of a model are. neuraloperator has the optional ones in pairs.
+_LAYERS: dict[type, dict[str, type]] = {
+    FNO: {"lifting": ChannelMLP, "projection": ChannelMLP},
+    FNOBlock: {
+        "conv": SpectralConv,
+        "skip": ChannelMix,
+        "channel_mlp": ChannelMLP,
+        "channel_mlp_skip": SoftGating,
+        "conv_norm": nnx.GroupNorm,
+        "output_norm": nnx.GroupNorm,
+    },
+    ChannelMLP: {"inner": ChannelLinear, "outer": ChannelLinear},
+    ChannelMix: {"linear": ChannelLinear},
+}
+_PAIRS = [("channel_mlp", "channel_mlp_skip"), ("conv_norm", "output_norm")]
+_OPTIONAL = dict(_PAIRS) | {b: a for a, b in _PAIRS}
 
 
 class _Entry(NamedTuple):
@@ -106,7 +125,10 @@ def from_neuralop(
                 f"from_neuralop: {name} has shape {arrays[name].shape}, "
                 f"but the configuration asks for {shape}"
             )
-        variable.set_value(jnp.asarray(restore(arrays[name]), expected.dtype))
+        array = restore(arrays[name])
+        if np.iscomplexobj(array):
+            raise ValueError(f"from_neuralop: {name} must be real, got {array.dtype}")
+        variable.set_value(jnp.asarray(array, expected.dtype))
     return model
 
 
@@ -114,13 +136,36 @@ def to_neuralop(model: FNO) -> dict[str, np.ndarray]:
     """The weights under neuraloperator's names and in its shapes, complex weights as complex64.
 
     Args:
-        model: a Fourier neural operator.
+        model: a Fourier neural operator with the layers that `FNO` makes.
 
     Returns:
         A dict of NumPy arrays that `from_neuralop` turns back bit for bit. For PyTorch:
         `model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})`.
+
+    Raises:
+        ValueError: if a layer has been replaced, by one with adapters, say: neuraloperator's model
+            would not compute what this one does.
     """
+    _check_layers("model", model, _LAYERS[FNO])
+    for i, block in enumerate(model.blocks):
+        _check_layers(f"model.blocks[{i}]", block, _LAYERS[FNOBlock])
     return {e.name: e.export(np.asarray(e.variable[...])) for e in _entries(model)}
+
+
+def _check_layers(name: str, owner: Any, layers: Mapping[str, type]) -> None:
+    """Raise a ValueError if a layer is not what `FNO` makes: it would be read, not called."""
+    for attribute, kind in layers.items():
+        layer, path = getattr(owner, attribute, None), f"{name}.{attribute}"
+        # Together with another layer some are optional.
+        partner = _OPTIONAL.get(attribute)
+        if layer is None and partner is not None and getattr(owner, partner) is None:
+            continue
+        if type(layer) is not kind:
+            raise ValueError(
+                f"to_neuralop: {path} must be the {kind.__name__} that FNO makes, got "
+                f"{type(layer).__name__}: neuraloperator has no such layer"
+            )
+        _check_layers(path, layer, _LAYERS.get(kind, {}))
 
 
 def _entries(model: FNO) -> Iterator[_Entry]:

@@ -11,33 +11,72 @@ from tensorgrad_jax.projections.base import TensorSpec
 def tensor_specs(model_or_params: Any) -> Any:
     """Specs for a model's parameters: real pairs at the spectral weights, None elsewhere.
 
+    Layers may be stacked, by `nnx.vmap`, `nnx.scan` or `jax.vmap` of what builds them: the axes
+    that these add in front become batch axes, so that every layer is a tensor of its own. How many
+    axes a weight has by itself is known to its `nnx.Param`; in a tree of plain arrays the bias
+    beside it tells, which by itself has one. Where there is neither, as in a dict under
+    `optax.partition`, no axis is taken for an added one.
+
     Args:
         model_or_params: a module (its `nnx.Param` variables are meant), an `nnx.State`, or a
             nested dict of arrays.
 
     Returns:
-        A tree like the parameters with `TensorSpec(complex_axis=0, groups=...)` at each leaf whose
-        last path key is `spectral_weight`, and None at all others: those are optimised as they
-        are. The groups factor a second moment over the channels, at every frequency.
+        A tree like the parameters with a `TensorSpec` at each leaf whose last path key is
+        `spectral_weight`, and None at all others: those are optimised as they are. The spec names
+        the axis of real and imaginary part and the batch axes, and its groups factor a second
+        moment over the channels, at every frequency.
         Its structure is the parameters' own down to their leaves,
         `jax.tree.structure(params).flatten_up_to(specs)` lists the specs in the order of the
         leaves. It can be given as it is, or this function itself as a callable.
+
+    Raises:
+        ValueError: if a spectral weight has no pair of numbers where real and imaginary part are
+            expected, because axes were added elsewhere than in front; or if there are neither
+            `nnx.Param` nor bias and another axis could be that of the parts.
     """
     params = model_or_params
     if isinstance(params, nnx.Module):
         params = nnx.state(params, nnx.Param)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: _spec(x.ndim) if _last_name(path) == "spectral_weight" else None, params
-    )
+    is_variable = lambda x: isinstance(x, nnx.Variable)
+    flatten = jax.tree_util.tree_leaves_with_path
+    variables = dict(flatten(params, is_leaf=is_variable))
+    arrays = {_without_value(path): x for path, x in flatten(params)}
+
+    def spec(path, weight):
+        path = _without_value(path)
+        if not path or path[-1] != jax.tree_util.DictKey("spectral_weight"):
+            return None
+        bias = arrays.get((*path[:-1], jax.tree_util.DictKey("bias")))
+        name, own_axes = jax.tree_util.keystr(path), None
+        if is_variable(variables[path]):
+            own_axes = variables[path].get_metadata().get("own_axes")
+        if own_axes is None and bias is not None:
+            own_axes = weight.ndim - (bias.ndim - 1)
+        if own_axes is None and 2 in weight.shape[1:-2]:
+            raise ValueError(
+                f"tensor_specs: {name} of shape {weight.shape} comes without its bias, so that "
+                "axes of stacked layers are not told from its own; give the specs of the whole "
+                "model"
+            )
+        return _spec(name, weight.shape, 0 if own_axes is None else weight.ndim - own_axes)
+
+    return jax.tree_util.tree_map_with_path(spec, params)
 
 
-def _spec(n_axes: int) -> TensorSpec:
-    """Return the spec of a weight (2, *modes, in, out), or (2, *modes, channels)."""
-    *others, a, b = range(1, n_axes)
-    return TensorSpec(complex_axis=0, groups=((*others, a), (*others, b)))
+def _spec(name: str, shape: tuple[int, ...], n_added: int) -> TensorSpec:
+    """Return the spec of a weight (*added, 2, *modes, in, out) or (*added, 2, *modes, channels)."""
+    if n_added < 0 or shape[n_added] != 2:
+        raise ValueError(
+            f"tensor_specs: {name} has shape {shape}, expected real and imaginary part at axis "
+            f"{n_added}, behind the axes that vmap or scan have added"
+        )
+    *others, a, b = range(n_added + 1, len(shape))
+    groups = ((*others, a), (*others, b))
+    return TensorSpec(complex_axis=n_added, batch_axes=tuple(range(n_added)), groups=groups)
 
 
-def _last_name(path: tuple[Any, ...]) -> Any:
-    # A variable adds one key of its own, an attribute, below the key of the module's attribute.
-    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-    return names[-1] if names else None
+def _without_value(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    # The array of a variable is its attribute `value`.
+    is_attribute = bool(path) and isinstance(path[-1], jax.tree_util.GetAttrKey)
+    return path[:-1] if is_attribute else path

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Real
 
-from .checks import check_choice, check_modes, check_positive
+from .checks import as_real, check_choice, check_modes, check_positive
 from .fourier import (
     PRECISION,
     choose_method,
@@ -96,17 +96,21 @@ class SpectralConv(nnx.Module):
         # Half of the variance for each of the two parts.
         weight = draw(jax.random.normal, rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
         dtype = jnp.bfloat16 if fno_block_weights_precision == "half" else weight.dtype
-        self.spectral_weight = nnx.Param(weight.astype(dtype))
+        # Layers may be stacked: `tensor_specs` tells added axes from the weight's own by this.
+        self.spectral_weight = nnx.Param(weight.astype(dtype), own_axes=weight.ndim)
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (out_channels,)) * std)
 
     def __call__(
-        self, x: Float[Array, "batch *grid in_channels"]
+        self,
+        x: Real[Array, "batch *grid in_channels"] | Bool[Array, "batch *grid in_channels"],
     ) -> Float[Array, "batch *grid out_channels"]:
         """Convolve.
 
         Raises:
-            ValueError: if `x` has another number of axes or channels than the layer expects.
+            ValueError: if `x` has another number of axes or channels than the layer expects, or if
+                it is complex.
         """
+        x = as_real("SpectralConv", x)
         dim, in_channels = len(self.n_modes), self.spectral_weight.shape[len(self.n_modes) + 1]
         if x.ndim != dim + 2 or x.shape[-1] != in_channels:
             raise ValueError(
@@ -119,7 +123,9 @@ class SpectralConv(nnx.Module):
         method = choose_method(grid, kept) if self.transform == "auto" else self.transform
 
         narrow = self.precision == "half" and method == "matrix"
-        if self.precision != "full":
+        if self.precision == "full":
+            x = widen(x)
+        else:
             x = x.astype(jnp.bfloat16 if narrow else jnp.float32)
         real, imag = truncated_rfftn(x, kept, method)
         weight = self.spectral_weight[...][(slice(None), *self._weight_slices(kept, modes))]

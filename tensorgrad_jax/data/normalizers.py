@@ -29,11 +29,17 @@ class UnitGaussianNormalizer:
     eps: float = dataclasses.field(default=EPS, metadata={"static": True})
 
     def encode(self, fields: Float[Array, ...]) -> Float[Array, ...]:
-        """Normalise."""
+        """Normalise.
+
+        Raises:
+            ValueError: if the fields are complex.
+        """
+        _check_real(fields)
         return (fields - self.mean) / (self.std + self.eps)
 
     def decode(self, fields: Float[Array, ...]) -> Float[Array, ...]:
         """Undo `encode`."""
+        _check_real(fields)
         return fields * (self.std + self.eps) + self.mean
 
     @classmethod
@@ -50,7 +56,8 @@ class UnitGaussianNormalizer:
                 must be one of them. Default: all but the channels.
 
         Raises:
-            ValueError: if axis 0 is missing from `axes`, or a single number is all there is.
+            ValueError: if axis 0 is missing from `axes`, a single number is all there is, or the
+                fields are complex.
 
         References:
             T. Chan, G. Golub, R. LeVeque, Algorithms for computing the sample variance, 1983.
@@ -59,6 +66,7 @@ class UnitGaussianNormalizer:
             raise ValueError(f"UnitGaussianNormalizer: axes must hold 0, the samples, got {axes}")
         count, mean, squares = 0, np.zeros(1), np.zeros(1)
         for batch in _in_batches(source, field):
+            _check_real(batch)
             batch = batch.astype(np.float64)
             reduced = tuple(range(batch.ndim - 1)) if axes is None else axes
             n = int(np.prod([batch.shape[a] for a in reduced]))
@@ -81,3 +89,11 @@ def _in_batches(source: Any, field: str, size: int = 64) -> Iterable[np.ndarray]
     for start in range(0, len(source), size):
         stop = min(start + size, len(source))
         yield np.stack([source[i][field] for i in range(start, stop)])
+
+
+def _check_real(fields: Any) -> None:
+    if np.issubdtype(fields.dtype, np.complexfloating):
+        raise ValueError(
+            f"UnitGaussianNormalizer: fields must be real, got {fields.dtype}; give real and "
+            "imaginary part as channels of their own"
+        )

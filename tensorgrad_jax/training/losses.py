@@ -57,8 +57,8 @@ def lp_loss(
         A scalar, or (batch, channels) with reduction "none".
 
     Raises:
-        ValueError: the shapes differ or have no grid axis, p is below 1, or the reduction is
-            unknown.
+        ValueError: the shapes differ or have no grid axis, a field is complex, p is below 1, or
+            the reduction is unknown.
 
     Source: Li et al., Fourier Neural Operator for Parametric Partial Differential Equations
     (2021), section 5 (the relative L2 error).
@@ -104,8 +104,8 @@ def h1_loss(
         A scalar, or (batch, channels) with reduction "none".
 
     Raises:
-        ValueError: the shapes differ or have no grid axis, a non-periodic axis has fewer than 4
-            points, or the reduction is unknown.
+        ValueError: the shapes differ or have no grid axis, a field is complex, a non-periodic axis
+            has fewer than 4 points, or the reduction is unknown.
 
     Source: Czarnecki et al., Sobolev Training for Neural Networks (2017); for operators, Li et
     al., Learning Dissipative Dynamics in Chaotic Systems (2022).
@@ -148,6 +148,12 @@ def _prepared(name, pred, target, reduction):
         raise ValueError(f"{name}: expected (batch, *grid, channels), got shape {pred.shape}")
     if reduction not in ("sum", "mean", "none"):
         raise ValueError(f"{name}: reduction must be sum, mean or none, got {reduction!r}")
+    for argument, field in (("pred", pred), ("target", target)):
+        if jnp.issubdtype(field.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{name}: {argument} must be real, got {field.dtype}; give real and imaginary part "
+                "as channels of their own"
+            )
     # A sum of thousands of squares has no correct digit left in bfloat16.
     dtype = jnp.promote_types(jnp.promote_types(pred.dtype, target.dtype), jnp.float32)
     return pred.astype(dtype), target.astype(dtype)
