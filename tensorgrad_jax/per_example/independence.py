@@ -1,0 +1,2 @@
+"""x."""
+def check_independent(whole, single, n, loss_reduction): pass
