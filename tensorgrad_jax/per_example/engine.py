@@ -99,7 +99,7 @@ def per_example(
     def reduced(*arguments):
         problem = setting.problem(arguments)
         if check_independence:
-            check_independent(problem.whole, problem.single, problem.n, loss_reduction)
+            check_independent(problem.traced, len(problem.leaves), problem.n, loss_reduction)
         total, gradients, result = problem.solved()
         if loss_reduction == "mean":
             total, gradients = total / problem.n, [g / problem.n for g in gradients]
@@ -163,6 +163,13 @@ def _setting(fun, reduction, argnums, batch_argnums, microbatch_size, method) ->
         )
     one = not isinstance(argnums, Sequence)
     return _Setting(fun, reduction, *chosen.values(), one, microbatch_size, method)
+
+
+def _refusal(row: Row, reduction: Reduction) -> str:
+    where = f"parameter {row.path}: {row.how} (primitives: {', '.join(row.uses) or 'none'})"
+    if reduction.of_terms:
+        return f"per_example: granularity 'token' cannot do {where}; 'example' can"
+    return f"per_example: method 'fast' cannot do {where}; 'auto' and 'exact' can"
 
 
 def _is_int(value: Any) -> bool:
@@ -270,19 +277,12 @@ class _Problem:
         batch = [jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype) for x in self.batch]
         return trace(self.loss, values, batch)[0]
 
-    @property
-    def whole(self):
-        """The program of the whole batch."""
-        return self.traced(self.n)
-
-    @property
-    def single(self):
-        """The program of one example."""
-        return self.traced(1)
-
     def analysis(self) -> Analysis:
         """Return the program of one example and its uses of parameters."""
-        program = self.single
+        try:
+            program = self.traced(1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"per_example: fun cannot take a batch of one: {error}") from error
         parameters = {v: i for i, v in enumerate(program.inputs[: len(self.leaves)])}
         reduction = self.setting.reduction
         open_loops = reduction.elementwise and not reduction.rows
@@ -316,23 +316,24 @@ class _Problem:
 
     def solved(self) -> tuple[Array, list[Array], Any]:
         """Return the sum of losses, of gradients, and the reduction."""
-        reduction = self.setting.reduction
+        reduction, method = self.setting.reduction, self.setting.method
+        if reduction.of_terms and method == "exact":
+            raise ValueError(
+                "per_example: method 'exact' knows no terms of gradients: granularity 'token' needs "
+                "'fast' or 'auto'"
+            )
         operands = reduction.operands(self.leaves, self.structure)
         values = [jnp.asarray(value) for value in self.values]
         batch = [jnp.asarray(x) for x in self.batch]
-        if self.setting.method == "exact":
+        if method == "exact":
             every = range(len(self.leaves))
             total, gradients, parts = self._exact(values, batch, operands, every)
         else:
             analysis = self.analysis()
             rows = self._rows(analysis)
             slow = [i for i, row in enumerate(rows) if row.method == "exact"]
-            if slow and self.setting.method == "fast":
-                row = rows[slow[0]]
-                raise ValueError(
-                    f"per_example: method 'fast' cannot do parameter {row.path}: {row.how} "
-                    f"(primitives: {', '.join(row.uses) or 'none'}); 'auto' and 'exact' can"
-                )
+            if slow and (method == "fast" or reduction.of_terms):
+                raise ValueError(_refusal(rows[slow[0]], reduction))
             fast = [i for i in range(len(rows)) if i not in slow]
             total, gradients, parts = self._fast(analysis, values, batch, operands, fast)
             if slow:

@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tensorgrad_jax.ordering import LARGE_BYTES, after
 from tensorgrad_jax.per_example.chunks import chunk_size, over_chunks
 from tensorgrad_jax.per_example.program import Operation, Variable, read, run
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
-from tensorgrad_jax.per_example.rules import rule_for, rule_for_terms
+from tensorgrad_jax.per_example.rules import Rule, rule_for, rule_for_terms
 from tensorgrad_jax.per_example.uses import Analysis, Nested, Use
+from tensorgrad_jax.pieces import reduced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Taps:
 
 def how(use: Use, reduction: Reduction) -> str | None:
     """Return in words how a use is reduced; None if it is not."""
-    if isinstance(reduction, Squares) and reduction.granularity == "token":
+    if reduction.of_terms:
         return None if rule_for_terms(use) is None else "squares of terms"
     rule = rule_for(use) if isinstance(reduction, Squares) else None
     return f"squares of factors, {rule[1]}" if rule else "a few examples' gradients at a time"
@@ -94,20 +96,19 @@ def evaluate(
 
 def _tapped(use: Use, ins, values, parameters, probes, operands, taps: Taps):
     """Apply an operation on parameters, with a tap on its results."""
-    reduced = [leaf for leaf in use.leaves if leaf in taps.reduced]
+    tapped = [leaf for leaf in use.leaves if leaf in taps.reduced]
     batched = use.is_batched
-    if not reduced:
+    if not tapped:
         return use.operation.apply_to_examples(ins, batched)
-    squares = isinstance(taps.reduction, Squares)
     rule = None
-    if squares and taps.reduction.granularity == "token":
+    if taps.reduction.of_terms:
         rule = rule_for_terms(use)
-    elif squares and (found := rule_for(use)):
+    elif isinstance(taps.reduction, Squares) and (found := rule_for(use)):
         rule = found[0]
 
     if rule is not None:
         outs = use.operation.apply_to_examples(ins, batched)
-        (leaf,) = reduced
+        (leaf,) = tapped
         reduce = _by_rule(use, rule, taps.leaves[leaf])
         leaf_values = {}
         kept = (ins, [])
@@ -123,12 +124,12 @@ def _tapped(use: Use, ins, values, parameters, probes, operands, taps: Taps):
         others = [None if p else x for x, p in zip(ins, use.is_parameter, strict=True)]
         kept = (others, [values[v] for v in _outside(use, parameters)])
 
-    own_probes = {leaf: probes[leaf] for leaf in reduced}
-    own_operands = {leaf: operands[leaf] for leaf in reduced}
+    own_probes = {leaf: probes[leaf] for leaf in tapped}
+    own_operands = {leaf: operands[leaf] for leaf in tapped}
     with_cotangents = [v in use.differentiable_outputs for v in use.operation.outputs]
     tappable = [y for y, c in zip(outs, with_cotangents, strict=True) if c]
-    tapped = iter(_tap(reduce, tappable, own_probes, leaf_values, own_operands, kept))
-    return [next(tapped) if c else y for y, c in zip(outs, with_cotangents, strict=True)]
+    results = iter(_tap(reduce, tappable, own_probes, leaf_values, own_operands, kept))
+    return [next(results) if c else y for y, c in zip(outs, with_cotangents, strict=True)]
 
 
 def _outside(use: Use, parameters) -> list[Variable]:
@@ -144,7 +145,7 @@ def _tap(reduce, outs, probes, leaf_values, operands, kept):
 
     Args:
         reduce: maps (cotangents of outs, leaf values, operands, kept) to the cotangents of probes
-            and of leaf values, or None in their place.
+            and of leaf values, and returns those of outs as they are.
         outs: results of an operation.
         probes: by leaf.
         leaf_values: the parameters whose gradient comes from here, by leaf.
@@ -162,7 +163,7 @@ def _tap(reduce, outs, probes, leaf_values, operands, kept):
         return outs, (leaf_values, operands, kept)
 
     def backward(rest, cotangents):
-        probes, leaf_values = reduce(cotangents, *rest)
+        probes, leaf_values, cotangents = reduce(cotangents, *rest)
         return cotangents, probes, leaf_values, None, None
 
     tap.defvjp(forward, backward)
@@ -172,19 +173,50 @@ def _tap(reduce, outs, probes, leaf_values, operands, kept):
     return tap(outs, probes, leaf_values, stop(operands), stop(kept))
 
 
-def _by_rule(use: Use, rule, leaf: Leaf):
+# A rule squares whole activations. In this many parts, one after the other, the copies are small
+# beside what a backward pass keeps anyway; activations of fewer numbers are squared at once.
+_PARTS = 8
+_SQUARED_AT_ONCE = 2**16
+
+
+def _by_rule(use: Use, rule: Rule, leaf: Leaf):
     """Reduce to squares by a rule of the primitive, then through the view of the parameter."""
     index = use.leaves[0]
 
     def reduce(cotangents, leaf_values, operands, kept):
         del operands
-        ins, _ = kept
-        squares = rule(use, ins, *cotangents)
+        (ins, _), (d,) = kept, cotangents
+
+        def squares_of(arrays):
+            given = iter(arrays[0])
+            values = [next(given) if b else x for x, b in zip(ins, use.is_batched, strict=True)]
+            return rule(use, values, arrays[1])
+
+        batched = [x for x, b in zip(ins, use.is_batched, strict=True) if b]
+        if d.size <= _SQUARED_AT_ONCE:
+            squares = squares_of((batched, d))
+        else:
+            squares = _in_parts(squares_of, batched, d)
+            # The backward pass goes on when this is done, else all of it would be left to the end.
+            d = after(d, squares, LARGE_BYTES)
         struct = jax.ShapeDtypeStruct(leaf.shape, squares.dtype)
         pulled = jax.linear_transpose(lambda p: _viewed(use, p), struct)(squares)[0]
-        return {index: pulled}, leaf_values
+        return {index: pulled}, leaf_values, [d]
 
     return reduce
+
+
+def _in_parts(function, batched, d):
+    """Return the sum of a function of some examples over parts of them, begun when d is there."""
+    batched = after(batched, d, LARGE_BYTES)
+    struct = jax.eval_shape(function, (batched, d))
+
+    def add(first, number, total):
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, number)
+        return total + function(jax.tree.map(cut, (batched, d)))
+
+    start = after(jnp.zeros(struct.shape, struct.dtype), d, LARGE_BYTES)
+    return reduced(add, len(d), -(-len(d) // _PARTS), start)
 
 
 def _viewed(use: Use, parameter: Array) -> Array:
@@ -223,14 +255,14 @@ def _by_gradients(use: Use, parameters, taps: Taps):
 
         def chunk(arrays):
             g = jax.vmap(gradients)(*arrays)
-            reduced = {leaf: _reduced(taps, leaf, operands, g) for leaf in operands}
+            parts = {leaf: _reduced(taps, leaf, operands, g) for leaf in operands}
             sums = jax.tree.map(_wide_sum, g)
-            return ((sums, {}), reduced) if taps.reduction.rows else ((sums, reduced), {})
+            return ((sums, {}), parts) if taps.reduction.rows else ((sums, parts), {})
 
         batched = [x for x, b in zip(others, use.is_batched, strict=True) if b]
-        (sums, reduced), rows = over_chunks(chunk, (batched, cotangents), taps.n, size)
+        (sums, parts), rows = over_chunks(chunk, (batched, cotangents), taps.n, size)
         sums = {leaf: sums[leaf].astype(x.dtype) for leaf, x in leaf_values.items()}
-        return (rows if taps.reduction.rows else reduced), sums
+        return (rows if taps.reduction.rows else parts), sums, cotangents
 
     return reduce
 

@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,11 @@ class Reduction(abc.ABC):
     rows: bool = False
     elementwise: bool = False
     adds_leaves: bool = False
+
+    @property
+    def of_terms(self) -> bool:
+        """Whether it needs the single terms of a gradient, which rules of primitives alone have."""
+        return False
 
     def operands(self, leaves: Sequence[Leaf], structure: Any) -> list[Any]:
         """Return the arrays that `reduce` needs, for every leaf.
@@ -125,6 +130,11 @@ class Squares(Reduction):
         _check_choice("Squares", "granularity", self.granularity, ("example", "token"))
         _check_choice("Squares", "normalisation", self.normalisation, ("mean", "backpack"))
 
+    @property
+    def of_terms(self) -> bool:
+        """Whether terms are squared by themselves."""
+        return self.granularity == "token"
+
     def reduce(self, leaf: Leaf, operands: Any, gradients: Inexact[Array, "n ..."]) -> Array:
         """Return the sum of squares."""
         del leaf, operands
@@ -136,6 +146,7 @@ class Squares(Reduction):
         return jax.tree.unflatten(structure, means)
 
 
+@runtime_checkable
 class Matrix(Protocol):
     """A random matrix of any number of rows, as far as `Project` knows it."""
 
