@@ -379,10 +379,22 @@ def along(axes_of: Callable[[Operation, int], Sequence[int]]) -> Rule:
                 raise Mixed(f"{operation.name} mixes along the axis of examples")
         out = elementwise(operation, states, n)
         if isinstance(out[0], Own):
-            return [own(v) for v in operation.outputs]
+            same = out[0].same - set(axes_of(operation, len(operation.inputs[0].shape)))
+            return [own(v, sorted(same)) for v in operation.outputs]
         return [Examples(out[0].axis, out[0].inner)] * len(operation.outputs)
 
     return rule
+
+
+def _place_in_dot(operation: Operation, side: int, axis: int) -> int | None:
+    """Return where a free axis of a factor is in the result; None if it is not free."""
+    contracted, batches = operation.params["dimension_numbers"]
+    if axis in (*contracted[side], *batches[side]):
+        return None
+    before = sum(a not in (*contracted[side], *batches[side]) for a in range(axis))
+    if side == 1:
+        before += len(operation.inputs[0].shape) - len(contracted[0]) - len(batches[0])
+    return len(batches[0]) + before
 
 
 def dot(operation: Operation, states: list[State], n: int) -> list[State]:
@@ -393,8 +405,13 @@ def dot(operation: Operation, states: list[State], n: int) -> list[State]:
         if sum(not isinstance(s, Own) for s in states) > 1:
             raise Mixed("dot_general uses a sum over the batch")
         return [next(s for s in states if isinstance(s, Total))]
-    if all(isinstance(s, Own) for s in states):
-        return [own(operation.outputs[0])]
+    placed = [
+        [place for axis in s.same if (place := _place_in_dot(operation, side, axis)) is not None]
+        for side, s in enumerate(states)
+        if isinstance(s, Own)
+    ]
+    if len(placed) == 2:
+        return [own(operation.outputs[0], [axis for axes in placed for axis in axes])]
     found = []
     for side in (0, 1):
         state, other = states[side], states[1 - side]
@@ -411,16 +428,9 @@ def dot(operation: Operation, states: list[State], n: int) -> list[State]:
             if result is None:
                 return [Total()]
             return [Examples(tuple(pairs[side]).index(state.axis), state.inner)]
-        free = [
-            axis
-            for axis in range(len(operation.inputs[side].shape))
-            if axis not in (*contracted[side], *batches[side])
-        ]
-        before = len(batches[0])
-        if side == 1:
-            left = len(operation.inputs[0].shape)
-            before += left - len(contracted[0]) - len(batches[0])
-        found.append(Examples(before + free.index(state.axis), state.inner))
+        place = _place_in_dot(operation, side, state.axis)
+        assert place is not None  # neither contracted nor a batch axis
+        found.append(Examples(place, state.inner))
     if len(found) > 1:
         raise Mixed("dot_general multiplies every example with every other")
     return found

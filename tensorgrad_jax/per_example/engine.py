@@ -363,7 +363,7 @@ class _Problem:
         examples = [x[:, None] for x in batch]
 
         def summed(values, probes):
-            every = dict.fromkeys(reduced, probes[0]) if reduction.adds_leaves else probes
+            every = dict.fromkeys(reduced, probes.get(0)) if reduction.adds_leaves else probes
             inputs = [*values, *examples]
             (losses,) = evaluate(analysis, inputs, every, dict(enumerate(operands)), taps)
             wide = jnp.promote_types(jnp.result_type(losses), jnp.float32)
