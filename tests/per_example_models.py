@@ -123,7 +123,11 @@ MODELS = {
         SEQUENCE,
         True,
     ),
-    "einsum": (lambda: nnx.Einsum("nti,ihj->nthj", (4, 2, 3), (2, 3), rngs=_rngs()), SEQUENCE, True),
+    "einsum": (
+        lambda: nnx.Einsum("nti,ihj->nthj", (4, 2, 3), (2, 3), rngs=_rngs()),
+        SEQUENCE,
+        True,
+    ),
     "conv": (lambda: nnx.Conv(2, 3, (3, 2), rngs=_rngs()), GRID, True),
     "conv groups": (
         lambda: nnx.Conv(
@@ -144,7 +148,11 @@ MODELS = {
         True,
     ),
     "embed": (lambda: nnx.Embed(7, 4, dtype=jnp.float64, rngs=_rngs()), _ids(5, 7), True),
-    "embed, small table": (lambda: nnx.Embed(3, 4, dtype=jnp.float64, rngs=_rngs()), _ids(5, 3), True),
+    "embed, small table": (
+        lambda: nnx.Embed(3, 4, dtype=jnp.float64, rngs=_rngs()),
+        _ids(5, 3),
+        True,
+    ),
     "layer norm": (lambda: nnx.LayerNorm(4, rngs=_rngs()), _normal(4), True),
     "layer norm sequence": (lambda: nnx.LayerNorm(4, rngs=_rngs()), SEQUENCE, True),
     "rms norm": (lambda: nnx.RMSNorm(4, rngs=_rngs()), SEQUENCE, True),

@@ -89,7 +89,9 @@ def test_what_one_backward_pass_does(name):
         assert slow.uses[0] in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["encoder", "conv groups", "scan over layers", "shared and tied", "rest"])
+@pytest.mark.parametrize(
+    "name", ["encoder", "conv groups", "scan over layers", "shared and tied", "rest"]
+)
 @pytest.mark.parametrize("method", ["exact", "auto"])
 @pytest.mark.parametrize("size", [1, 2])
 def test_stack_and_features(name, method, size):
@@ -182,10 +184,7 @@ def test_terms_are_squared_by_themselves():
         "kernel": jnp.einsum("nti,nto->io", scaled**2, square["dense"]),
         "bias": jnp.sum(square["biased"], (0, 1)),
         "conv": jnp.stack(
-            [
-                jnp.einsum("nti,nto->io", biased[:, k : k + 4] ** 2, square["conv"])
-                for k in range(2)
-            ]
+            [jnp.einsum("nti,nto->io", biased[:, k : k + 4] ** 2, square["conv"]) for k in range(2)]
         ),
     }
     close(squares, jax.tree.map(lambda s: s / N, expected))
@@ -270,7 +269,10 @@ def test_arguments_and_aggregates():
     expected = jax.value_and_grad(loss, (0, 2))(scale, x, w, y)
     close((value, (g_scale, g_w)), expected)
     error = 2 * (2 * (x @ w["w"]) - y)
-    close((s_scale, s_w["w"]), (jnp.mean((error * (x @ w["w"])) ** 2), jnp.mean((2 * error[:, None] * x) ** 2, 0)))
+    close(
+        (s_scale, s_w["w"]),
+        (jnp.mean((error * (x @ w["w"])) ** 2), jnp.mean((2 * error[:, None] * x) ** 2, 0)),
+    )
 
 
 def test_a_penalty_belongs_to_every_example():
@@ -292,7 +294,9 @@ WRONG_ARGUMENTS = {
     "reduction must be a Reduction": lambda: per_example(_linear, "squares"),
     "method must be one of": lambda: per_example(_linear, Squares(), method="quick"),
     "loss_reduction must be one of": lambda: per_example(_linear, Squares(), loss_reduction="max"),
-    "microbatch_size must be a positive": lambda: per_example(_linear, Squares(), microbatch_size=0),
+    "microbatch_size must be a positive": lambda: per_example(
+        _linear, Squares(), microbatch_size=0
+    ),
     "argnums must be an argument's number": lambda: per_example(_linear, Squares(), argnums=-1),
     "an argument holds parameters or examples": lambda: per_example(_linear, Squares(), argnums=1),
     "granularity must be one of": lambda: Squares(granularity="pixel"),
@@ -312,12 +316,18 @@ W, X = jnp.ones(2), jnp.ones((3, 2))
 WRONG_CALLS = {
     "need 2 arguments, got 1": ((_linear,), (W,)),
     "holds no examples": ((_linear,), (W, X[:0])),
-    "dtype int32 has no gradient": ((lambda w, x: _linear(w["i"], x),), ({"i": jnp.ones(2, jnp.int32)}, X)),
+    "dtype int32 has no gradient": (
+        (lambda w, x: _linear(w["i"], x),),
+        ({"i": jnp.ones(2, jnp.int32)}, X),
+    ),
     "is a scalar; examples lie along axis 0": ((_linear,), (W, jnp.ones(()))),
     "differ in their axis 0": ((lambda w, x: _linear(w, x[0]),), (W, (X, X[:2]))),
     "must return a real scalar": ((lambda w, x: x @ w,), (W, X)),
     "hold no parameters": ((lambda w, x: jnp.mean(x),), ({}, X)),
-    "cannot take a batch of one": ((lambda w, x: jnp.mean(x[1] @ w + 0 * x.reshape(3, 2)[1]),), (W, X)),
+    "cannot take a batch of one": (
+        (lambda w, x: jnp.mean(x[1] @ w + 0 * x.reshape(3, 2)[1]),),
+        (W, X),
+    ),
 }
 
 
@@ -347,9 +357,7 @@ def test_fast_squares_need_little_more_memory_than_the_gradient():
     def peak(function):
         memory = jax.jit(function).lower(params, x).compile().memory_analysis()
         return (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
+            memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         )
 
     plain = peak(jax.value_and_grad(loss))

@@ -469,9 +469,7 @@ def gather(operation: Operation, states: list[State], n: int) -> list[State]:
                 partner = numbers.operand_batching_dims[at]
                 need_same(operation, operation.inputs[0], operand, partner)
             return [result]
-        pairs = zip(
-            numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
-        )
+        pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
         is_paired = (operand.axis, indices.axis) in pairs and operand.inner == indices.inner
         columns = [c for c, axis in enumerate(numbers.start_index_map) if axis == operand.axis]
         is_own_number = (
@@ -558,7 +556,9 @@ def keys(operation: Operation, states: list[State], n: int) -> list[State]:
     state, out = states[0], operation.outputs[0]
     if isinstance(state, Own):
         return [own(out)]
-    if isinstance(state, Total) or state.axis >= min(len(operation.inputs[0].shape), len(out.shape)):
+    if isinstance(state, Total) or state.axis >= min(
+        len(operation.inputs[0].shape), len(out.shape)
+    ):
         raise Mixed(f"{operation.name} takes bits of more than one example")
     return [Examples(state.axis, state.inner)]
 

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tensorgrad_jax.per_example.chunks import chunk_size
 from tensorgrad_jax.per_example.exact import added, exact
 from tensorgrad_jax.per_example.fast import Taps, evaluate, how
 from tensorgrad_jax.per_example.independence import check_independent
 from tensorgrad_jax.per_example.program import trace
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction
-from tensorgrad_jax.per_example.uses import Analysis, analyse
+from tensorgrad_jax.per_example.uses import Analysis, Use, analyse
 
 Method = Literal["exact", "fast", "auto"]
 LossReduction = Literal["mean", "sum"]
@@ -30,6 +31,7 @@ class Row(NamedTuple):
         method: "fast" or "exact".
         uses: the primitives that use it.
         how: which rule reduces them, or why none does.
+        cost: what that takes beyond the gradient itself.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Row(NamedTuple):
     method: str
     uses: tuple[str, ...]
     how: str
+    cost: str
 
 
 def per_example(
@@ -162,7 +165,8 @@ def _setting(fun, reduction, argnums, batch_argnums, microbatch_size, method) ->
             f"batch_argnums={batch_argnums!r}"
         )
     one = not isinstance(argnums, Sequence)
-    return _Setting(fun, reduction, *chosen.values(), one, microbatch_size, method)
+    numbers = (chosen["argnums"], chosen["batch_argnums"])
+    return _Setting(fun, reduction, *numbers, one, microbatch_size, method)
 
 
 def _refusal(row: Row, reduction: Reduction) -> str:
@@ -266,8 +270,7 @@ class _Problem:
         out = setting.fun(*arguments)
         if jnp.shape(out) or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
             raise ValueError(
-                "per_example: fun must return a real scalar, got "
-                f"{jax.tree.map(jax.typeof, out)}"
+                f"per_example: fun must return a real scalar, got {jax.tree.map(jax.typeof, out)}"
             )
         return out
 
@@ -296,23 +299,28 @@ class _Problem:
         uses = analysis.all_uses()
         return [self._row(i, leaf, analysis, uses) for i, leaf in enumerate(self.leaves)]
 
-    def _row(self, i: int, leaf: Leaf, analysis: Analysis, uses) -> Row:
+    def _row(self, i: int, leaf: Leaf, analysis: Analysis, uses: list[Use]) -> Row:
         own = [use for use in uses if i in use.leaves]
         names = tuple(use.operation.name for use in own)
+        again = "another pass, all examples' gradients a few at a time"
+        slow = lambda why: Row(leaf.path, leaf.shape, "exact", names, why, again)
         if self.setting.method == "exact":
-            return Row(leaf.path, leaf.shape, "exact", names, "asked for")
+            return slow("asked for")
         if i in analysis.ends:
-            why = "the result depends on it without any example"
-            return Row(leaf.path, leaf.shape, "exact", names, why)
+            return slow("the result depends on it without any example")
         if not own:
-            return Row(leaf.path, leaf.shape, "fast", names, "unused: its gradients are zero")
+            why = "unused: its gradients are zero"
+            return Row(leaf.path, leaf.shape, "fast", names, why, "nothing")
         if len(own) > 1:
-            why = f"used {len(own)} times"
-            return Row(leaf.path, leaf.shape, "exact", names, why)
+            return slow(f"used {len(own)} times")
         rule = how(own[0], self.setting.reduction)
         if rule is None:
-            return Row(leaf.path, leaf.shape, "exact", names, f"no rule for {names[0]}")
-        return Row(leaf.path, leaf.shape, "fast", names, rule)
+            return slow(f"no rule for {names[0]}")
+        by_rule = rule.startswith("squares")
+        size = chunk_size(self.n, leaf.size, self.setting.microbatch_size)
+        some = f"{size} of {self.n} gradients of {leaf.size} numbers at a time"
+        cost = f"one more {names[0]}, of squares" if by_rule else some
+        return Row(leaf.path, leaf.shape, "fast", names, rule, cost)
 
     def solved(self) -> tuple[Array, list[Array], Any]:
         """Return the sum of losses, of gradients, and the reduction."""

@@ -114,8 +114,7 @@ def _tapped(use: Use, ins, values, parameters, probes, operands, taps: Taps):
         kept = (ins, [])
     else:
         stopped = [
-            jax.lax.stop_gradient(x) if p else x
-            for x, p in zip(ins, use.is_parameter, strict=True)
+            jax.lax.stop_gradient(x) if p else x for x, p in zip(ins, use.is_parameter, strict=True)
         ]
         outs = use.operation.apply_to_examples(stopped, batched)
         reduce = _by_gradients(use, parameters, taps)

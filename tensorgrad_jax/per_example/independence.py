@@ -30,9 +30,7 @@ from tensorgrad_jax.per_example.batch_axis import (
 )
 from tensorgrad_jax.per_example.program import Constant, Operation, Program, program_of
 
-_ADVICE = (
-    "If you know that examples are independent all the same, say check_independence=False"
-)
+_ADVICE = "If you know that examples are independent all the same, say check_independence=False"
 
 
 def check_independent(
@@ -155,9 +153,8 @@ def _changed_constant(operation: Operation, twice: Operation) -> float | None:
 def _counts_examples(operation: Operation, twice: Operation) -> bool:
     """Whether an axis as long as the batch goes into something that does not have one."""
     shapes = lambda atoms: [atom.shape for atom in atoms]
-    return (
-        shapes(operation.inputs) != shapes(twice.inputs)
-        and shapes(operation.outputs) == shapes(twice.outputs)
+    return shapes(operation.inputs) != shapes(twice.inputs) and shapes(operation.outputs) == shapes(
+        twice.outputs
     )
 
 
@@ -173,9 +170,7 @@ def _equal(x: Any, y: Any) -> bool:
 
 
 def _body(jaxpr) -> Program:
-    return program_of(
-        jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
-    )
+    return program_of(jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ()))
 
 
 def _call(followed: _Followed, operation, twice, ins: list[State]) -> list[State]:
@@ -190,7 +185,10 @@ def _branches(followed: _Followed, operation, twice, ins: list[State]) -> list[S
     results = [followed.outputs(_body(a), _body(b), ins[1:]) for a, b in pairs]
     out = results[0]
     for more in results[1:]:
-        out = [_joined(operation, v, a, b) for v, a, b in zip(operation.outputs, out, more, strict=True)]
+        out = [
+            _joined(operation, v, a, b)
+            for v, a, b in zip(operation.outputs, out, more, strict=True)
+        ]
     return out
 
 
@@ -203,7 +201,9 @@ def _joined(operation: Operation, atom, a: State, b: State) -> State:
         a, b = b, a
     if isinstance(b, Own):
         if b.knows_n:
-            raise Mixed(f"{operation.name} combines them with something that depends on their number")
+            raise Mixed(
+                f"{operation.name} combines them with something that depends on their number"
+            )
         if isinstance(a, Examples):
             need_same(operation, atom, b, a.axis)
             return a
