@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
 from tensorgrad_jax.models import FNO
 
 N = 3

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from per_example_models import MODELS, N, gradients, problem
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.per_example import InSubspace, Project, Squares, Stack, per_example, report
-from per_example_models import MODELS, N, gradients, problem
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ class Matrix:
 
 
 def close(actual, expected, tolerance=1e-12):
-    """Compare trees, relative to the largest number of all: some gradients are zero but for noise."""
+    """Compare trees relative to their largest number: some gradients are zero but for noise."""
     scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(
@@ -193,7 +193,7 @@ def test_terms_are_squared_by_themselves():
 def test_a_use_of_unknown_terms_has_none_to_square(unchecked):
     del unchecked
     loss, params, batch, _ = _problem("recurrent")
-    with pytest.raises(ValueError, match="granularity 'token'.*scan"):
+    with pytest.raises(ValueError, match=r"granularity 'token'.*scan"):
         per_example(loss, Squares(granularity="token"))(params, batch)
 
 

@@ -52,9 +52,7 @@ def test_squares_are_those_of_the_peers(case):
     names = [n for n in ("weight", "bias") if f"{case}/{n}" in PEERS]
     params = {name: jnp.asarray(PEERS[f"{case}/{name}"]) for name in names}
     x = jnp.asarray(PEERS[f"{case}/x"])
-    options = (
-        {"normalisation": "backpack"} if peer == "backpack" else {"granularity": "token"}
-    )
+    options = {"normalisation": "backpack"} if peer == "backpack" else {"granularity": "token"}
     loss = lambda p, x: jnp.mean(layer(p, x) ** 2)
     squares = jax.jit(truegrad.value_and_grads(loss, **options))(params, x)[2]
     for name in names:
@@ -65,9 +63,7 @@ def _steps(optimizer):
     """Ten steps on one parameter with the peers' gradients and squares."""
     p = jnp.asarray(PEERS["steps/start"])
     state, path = optimizer.init(p), []
-    step = jax.jit(
-        lambda p, state, g, s: optimizer.update(g, state, p, sum_grad_squared=s)
-    )
+    step = jax.jit(lambda p, state, g, s: optimizer.update(g, state, p, sum_grad_squared=s))
     for g, s in zip(PEERS["steps/gradients"], PEERS["steps/squares"], strict=True):
         updates, state = step(p, state, jnp.asarray(g), jnp.asarray(s))
         p = optax.apply_updates(p, updates)
@@ -203,8 +199,8 @@ def test_squares_that_do_not_fit_are_named():
         transform.update(g, state, sum_grad_squared={"w": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="must be a tree like the gradients"):
         transform.update(g, state, sum_grad_squared={"v": jnp.ones((3, 2))})
+    decay = truegrad.add_decay_to_init(0.1)
     with pytest.raises(ValueError, match="needs the parameters"):
-        decay = truegrad.add_decay_to_init(0.1)
         decay.update(g, decay.init(g))
 
 

@@ -327,8 +327,8 @@ class _Problem:
         reduction, method = self.setting.reduction, self.setting.method
         if reduction.of_terms and method == "exact":
             raise ValueError(
-                "per_example: method 'exact' knows no terms of gradients: granularity 'token' needs "
-                "'fast' or 'auto'"
+                "per_example: method 'exact' knows no terms of gradients; granularity 'token' "
+                "needs 'fast' or 'auto'"
             )
         operands = reduction.operands(self.leaves, self.structure)
         values = [jnp.asarray(value) for value in self.values]

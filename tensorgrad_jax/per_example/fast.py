@@ -291,7 +291,7 @@ def _checkpoint(operation: Operation, nested: Nested, is_batched, ins, probes, o
 
 
 def _own(nested: Nested, probes, operands):
-    own = [leaf for leaf in nested.leaves if leaf in probes]
+    own = [leaf for leaf in nested.leaves if leaf is not None and leaf in probes]
     return {leaf: probes[leaf] for leaf in own}, {leaf: operands[leaf] for leaf in own}
 
 

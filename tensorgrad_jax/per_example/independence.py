@@ -18,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from tensorgrad_jax.per_example.axis_rules import RULES
 from tensorgrad_jax.per_example.batch_axis import (
-    RULES,
     Examples,
     Mixed,
     Own,
+    Placed,
     State,
     Total,
     need_same,
+    of_total,
     own,
 )
 from tensorgrad_jax.per_example.program import Constant, Operation, Program, program_of
@@ -75,10 +77,9 @@ def _check_kind(out: State, loss_reduction: str) -> None:
         if out.knows_n or loss_reduction == "sum":
             raise Mixed("the result depends on their number alone")
         return
-    power = {"mean": 1, "sum": 0}[loss_reduction]
-    if not isinstance(out, Total) or out.power != power:
-        is_known = isinstance(out, Total) and out.power in (0, 1)
-        kind = ("sum", "mean")[out.power] if is_known else "other function"
+    assert isinstance(out, Total)  # a scalar has no axis of examples
+    if out.power != {"mean": 1, "sum": 0}[loss_reduction]:
+        kind = {0: "sum", 1: "mean"}.get(out.power, "sum over a power of the number")
         raise Mixed(f"loss_reduction is {loss_reduction!r} but fun returns the {kind} of them")
     if out.shifted and loss_reduction == "sum":
         raise Mixed("fun adds something without examples to their sum, which belongs to none")
@@ -113,24 +114,31 @@ class _Followed:
         seen = ins[:2] if name == "select_n" and isinstance(ins[0], Own) and ins[0].is_zero else ins
         changed = _changed_constant(operation, twice)
         if all(isinstance(s, Own) for s in ins):
-            outs = RULES[name](operation, ins, self.n) if name in RULES else None
-            outs = outs or [own(v) for v in operation.outputs]
+            outs = RULES[name](operation, _placed(ins), self.n) if name in RULES else ()
+            outs = [s for s in outs if isinstance(s, Own)] or [own(v) for v in operation.outputs]
             known = any(isinstance(s, Own) and s.knows_n for s in seen)
             if len(seen) == len(ins):
                 known = known or changed is not None or _counts_examples(operation, twice)
             return [dataclasses.replace(s, knows_n=known) for s in outs]
+        if name == "optimization_barrier":
+            return ins
         if any(isinstance(s, Own) and s.knows_n for s in ins):
             raise Mixed(f"{name} combines them with something that depends on their number")
         if name not in RULES:
             raise Mixed(f"nothing is known of the primitive {name}")
-        outs = RULES[name](operation, ins, self.n)
-        if changed is None:
-            return outs
-        return [_rescaled(operation, s, changed) for s in outs]
+        if any(isinstance(s, Total) for s in ins):
+            outs = [of_total(operation, ins)] * len(operation.outputs)
+        else:
+            outs = RULES[name](operation, _placed(ins), self.n)
+        return list(outs) if changed is None else [_rescaled(operation, s, changed) for s in outs]
 
     def body(self, operation: Operation, twice: Operation, name: str, ins: Sequence[State]):
         """Follow a program that an operation holds."""
         return self.outputs(_body(operation.params[name]), _body(twice.params[name]), ins)
+
+
+def _placed(states: Sequence[State]) -> list[Placed]:
+    return [s for s in states if not isinstance(s, Total)]
 
 
 def _rescaled(operation: Operation, out: State, ratio: float) -> State:
@@ -207,6 +215,7 @@ def _joined(operation: Operation, atom, a: State, b: State) -> State:
         if isinstance(a, Examples):
             need_same(operation, atom, b, a.axis)
             return a
+        assert isinstance(a, Total)
         return Total(a.power, a.shifted or not b.is_zero)
     if a != b:
         raise Mixed(f"{operation.name} has examples in different places")

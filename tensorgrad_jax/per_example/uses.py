@@ -152,7 +152,9 @@ def analyse(
             uses a slice.
     """
     batched = set(batched)
-    depends = {v: frozenset([leaf]) for v, leaf in parameters.items() if is_inexact(v)}
+    depends: dict[Input, frozenset[int]] = {
+        v: frozenset([leaf]) for v, leaf in parameters.items() if is_inexact(v)
+    }
     makers: dict[Variable, Operation] = {}
     uses, nested = {}, {}
     counts: collections.Counter[int] = collections.Counter()

@@ -84,7 +84,7 @@ def scale_by_true_adam(
     """
     b1, b2, b3 = _checked("scale_by_true_adam", betas, eps, eps_mode)
 
-    def init_fn(params):
+    def init_fn(params: optax.Params) -> Any:
         first = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
         second = lambda p: jnp.zeros(p.shape, jnp.finfo(first(p).dtype).dtype)
         return ScaleByTrueAdamState(
@@ -94,7 +94,7 @@ def scale_by_true_adam(
             nu_mean=jax.tree.map(second, params) if graft or default_to_adam else None,
         )
 
-    def update_fn(updates, state, params=None, *, sum_grad_squared=None, **extra):
+    def update_fn(updates, state, params=None, *, sum_grad_squared=None, **extra) -> Any:
         del params, extra
         squares = _squares_of(updates, sum_grad_squared, default_to_adam)
         gradients, structure = jax.tree.flatten(updates)
@@ -126,7 +126,9 @@ def scale_by_true_adam(
         columns = [structure.flatten_up_to(tree) for tree in (state.mu, state.nu)]
         means = mean if state.nu_mean is None else structure.flatten_up_to(mean)
         rows = [scaled(*row) for row in zip(gradients, squares, *columns, means, strict=True)]
-        update, mu, nu, nu_mean = (structure.unflatten(column) for column in zip(*rows, strict=True))
+        update, mu, nu, nu_mean = (
+            structure.unflatten(column) for column in zip(*rows, strict=True)
+        )
         return update, ScaleByTrueAdamState(
             count, mu, nu, None if state.nu_mean is None else nu_mean
         )
@@ -149,7 +151,7 @@ def _checked(owner: str, betas: Sequence[float], eps: float, eps_mode: str) -> t
     return (*betas, betas[-1])[:3]
 
 
-def _squares_of(updates: Any, squares: Any, may_miss: bool) -> list[Array | None]:
+def _squares_of(updates: Any, squares: Any, may_miss: bool) -> Sequence[Array | None]:
     """Return S of every parameter, or raise an error that names the one that it does not fit."""
     paths, structure = jax.tree_util.tree_flatten_with_path(updates)
     if squares is None:
@@ -159,8 +161,7 @@ def _squares_of(updates: Any, squares: Any, may_miss: bool) -> list[Array | None
             found = structure.flatten_up_to(squares)
         except ValueError as error:
             raise ValueError(
-                "scale_by_true_adam: sum_grad_squared must be a tree like the gradients: "
-                f"{error}"
+                f"scale_by_true_adam: sum_grad_squared must be a tree like the gradients: {error}"
             ) from None
     for (path, g), s in zip(paths, found, strict=True):
         name = jax.tree_util.keystr(path) or "the parameter"

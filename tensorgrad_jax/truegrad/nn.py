@@ -50,7 +50,9 @@ class LayerNorm(nnx.Module):
         ValueError: if a size is below 1, or if an input has other last axes.
     """
 
-    def __init__(self, num_features: int | Sequence[int], *, epsilon: float = 1e-5, rngs: Any = None):
+    def __init__(
+        self, num_features: int | Sequence[int], *, epsilon: float = 1e-5, rngs: Any = None
+    ):
         del rngs
         shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
         if not shape or not all(isinstance(n, int) and n >= 1 for n in shape):
@@ -64,7 +66,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(shape))
         self.bias = nnx.Param(jnp.zeros(shape))
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, ...]) -> Float[Array, ...]:
         """Normalise."""
         if x.shape[-len(self.shape) :] != self.shape:
             raise ValueError(

@@ -1,9 +1,10 @@
-"""Write truegrad_peers.npz: what BackPACK 1.7.1 and truegrad 2.0.0 and 5.0.0 compute.
+r"""Write truegrad_peers.npz: what BackPACK 1.7.1 and truegrad 2.0.0 and 5.0.0 compute.
 
 Run by hand, with the peers in folders of their own (two releases of truegrad do not fit in one):
 
     python -m pip install torch==2.13.0 numpy
-    python -m pip install --no-deps --target bp backpack-for-pytorch==1.7.1 einops unfoldNd packaging
+    python -m pip install --no-deps --target bp backpack-for-pytorch==1.7.1 \
+        einops unfoldNd packaging
     python -m pip install --no-deps --target tg2 truegrad==2.0.0
     python -m pip install --no-deps --target tg5 truegrad==5.0.0
     for part in bp tg2 tg5; do PYTHONPATH=$part python make_truegrad_peers.py $part; done
