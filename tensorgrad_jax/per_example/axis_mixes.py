@@ -83,7 +83,7 @@ def dot(operation: Operation, states: list[Placed], n: int) -> Sequence[Placed |
             partner = pairs[1 - side][tuple(pairs[side]).index(state.axis)]
             if isinstance(other, Own):
                 need_same(operation, operation.inputs[1 - side], other, partner)
-            elif other != Examples(partner, state.inner, other.numbered):
+            elif (other.axis, other.inner) != (partner, state.inner):
                 raise Mixed("dot_general combines different examples")
             if result is None:
                 return [Total()]
@@ -102,8 +102,8 @@ def convolution(operation: Operation, states: list[Placed], n: int) -> Sequence[
     if all(isinstance(s, Own) for s in states):
         return [own(operation.outputs[0])]
     numbers, (x, kernel) = operation.params["dimension_numbers"], states
-    is_plain = isinstance(x, Examples) and x.axis == numbers.lhs_spec[0]
-    if not is_plain or not isinstance(kernel, Own) or operation.params["batch_group_count"] != 1:
+    is_one_kernel = isinstance(kernel, Own) and operation.params["batch_group_count"] == 1
+    if not isinstance(x, Examples) or x.axis != numbers.lhs_spec[0] or not is_one_kernel:
         raise Mixed("conv_general_dilated has examples elsewhere than in its batch")
     return [Examples(numbers.out_spec[0], x.inner)]
 

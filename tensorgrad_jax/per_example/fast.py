@@ -172,10 +172,12 @@ def _tap(reduce, outs, probes, leaf_values, operands, kept):
     return tap(outs, probes, leaf_values, stop(operands), stop(kept))
 
 
-# A rule squares whole activations. In this many parts, one after the other, the copies are small
-# beside what a backward pass keeps anyway; activations of fewer numbers are squared at once.
+# A rule squares whole activations. Where these are larger than the parameter they are squared in
+# up to so many parts, one after the other, so that the copies are small beside what a backward
+# pass keeps anyway; each part adds to all of the result.
 _PARTS = 8
-_SQUARED_AT_ONCE = 2**16
+# Activations of fewer numbers are squared whenever the compiler likes.
+_SMALL = 2**16
 
 
 def _by_rule(use: Use, rule: Rule, leaf: Leaf):
@@ -192,10 +194,11 @@ def _by_rule(use: Use, rule: Rule, leaf: Leaf):
             return rule(use, values, arrays[1])
 
         batched = [x for x, b in zip(ins, use.is_batched, strict=True) if b]
-        if d.size <= _SQUARED_AT_ONCE:
+        if d.size <= _SMALL:
             squares = squares_of((batched, d))
         else:
-            squares = _in_parts(squares_of, batched, d)
+            parts = min(_PARTS, d.size // max(1, leaf.size), len(d))
+            squares = _in_parts(squares_of, after(batched, d, LARGE_BYTES), d, parts)
             # The backward pass goes on when this is done, else all of it would be left to the end.
             d = after(d, squares, LARGE_BYTES)
         struct = jax.ShapeDtypeStruct(leaf.shape, squares.dtype)
@@ -205,9 +208,10 @@ def _by_rule(use: Use, rule: Rule, leaf: Leaf):
     return reduce
 
 
-def _in_parts(function, batched, d):
-    """Return the sum of a function of some examples over parts of them, begun when d is there."""
-    batched = after(batched, d, LARGE_BYTES)
+def _in_parts(function, batched, d, parts: int):
+    """Return the sum of a function of some examples over parts of them."""
+    if parts <= 1:
+        return function((batched, d))
     struct = jax.eval_shape(function, (batched, d))
 
     def add(first, number, total):
@@ -215,7 +219,7 @@ def _in_parts(function, batched, d):
         return total + function(jax.tree.map(cut, (batched, d)))
 
     start = after(jnp.zeros(struct.shape, struct.dtype), d, LARGE_BYTES)
-    return reduced(add, len(d), -(-len(d) // _PARTS), start)
+    return reduced(add, len(d), -(-len(d) // parts), start)
 
 
 def _viewed(use: Use, parameter: Array) -> Array:
