@@ -1,0 +1,56 @@
+"""Examples a few at a time: what is added, and what has a row per example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Numbers that the gradients of one chunk of examples may hold in all.
+_CHUNK_NUMBERS = 2**22
+
+
+def chunk_size(n: int, numbers: int, wanted: int | None) -> int:
+    """Return how many of n examples to take at a time.
+
+    Args:
+        n: number of examples.
+        numbers: how many numbers the gradient of one example holds.
+        wanted: what the caller asked for; None: as many as hold about 4 million numbers.
+    """
+    return max(1, min(n, _CHUNK_NUMBERS // max(1, numbers) if wanted is None else wanted))
+
+
+def over_chunks(
+    function: Callable[[Any], tuple[Any, Any]], arrays: Any, n: int, size: int
+) -> tuple[Any, Any]:
+    """Return what `function` returns for all examples, from `size` of them at a time.
+
+    `optax.microbatching` would do for sizes that divide n; here the last chunk may be smaller.
+
+    Args:
+        function: maps arrays of some examples to (sums over them, rows along axis 0).
+        arrays: a tree of arrays with n examples along axis 0.
+        n: number of examples.
+        size: number of examples at a time.
+    """
+    whole, rest = divmod(n, size)
+    if whole == 1 and rest == 0:
+        return function(arrays)
+    first = jax.tree.map(lambda x: x[: whole * size].reshape(whole, size, *x.shape[1:]), arrays)
+
+    def step(sums, chunk):
+        more, rows = function(chunk)
+        return jax.tree.map(jnp.add, sums, more), rows
+
+    example = jax.tree.map(lambda x: x[0], first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, example))
+    sums, rows = jax.lax.scan(step, zeros[0], first)
+    rows = jax.tree.map(lambda x: x.reshape(whole * size, *x.shape[2:]), rows)
+    if rest:
+        more, last = function(jax.tree.map(lambda x: x[whole * size :], arrays))
+        sums = jax.tree.map(jnp.add, sums, more)
+        rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rows, last)
+    return sums, rows

@@ -1,0 +1,154 @@
+"""A traced function as a flat list of operations, each with variables of its own.
+
+A jaxpr nests: a function that was jitted is one equation that holds another jaxpr, and two calls
+share it, variables included. Here such calls are opened, so that "how often, and where, is this
+parameter used?" is a question about one list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+# Calls that only name a part of a program. Other operations that hold one (loops, checkpoints,
+# functions with derivatives of their own) mean something and stay as they are.
+_OPENED = {"jit", "pjit", "closed_call", "core_call"}
+
+
+@dataclasses.dataclass(eq=False, frozen=True)
+class Variable:
+    """One value of a program; two are the same only if they are the same object."""
+
+    aval: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return self.aval.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the value."""
+        return self.aval.dtype
+
+
+@dataclasses.dataclass(eq=False, frozen=True)
+class Constant:
+    """A number that stands in the program."""
+
+    value: Any
+    aval: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the number, () as a rule."""
+        return self.aval.shape
+
+
+Input = Variable | Constant
+
+
+@dataclasses.dataclass(eq=False, frozen=True)
+class Operation:
+    """outputs = primitive(*inputs, **params)."""
+
+    primitive: core.Primitive
+    params: dict[str, Any]
+    inputs: tuple[Input, ...]
+    outputs: tuple[Variable, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the primitive."""
+        return self.primitive.name
+
+    def apply(self, *values: Any) -> list[Any]:
+        """Apply the primitive to values of the inputs."""
+        out = self.primitive.bind(*values, **self.primitive.get_bind_params(self.params))
+        return list(out) if self.primitive.multiple_results else [out]
+
+    def apply_to_examples(self, values: Sequence[Any], is_batched: Sequence[bool]) -> list[Any]:
+        """Apply it to every example: axis 0 of the values that are batched, and of all results."""
+        axes = tuple(0 if batched else None for batched in is_batched)
+        return jax.vmap(self.apply, in_axes=axes)(*values)
+
+
+@dataclasses.dataclass(eq=False, frozen=True)
+class Program:
+    """Operations in order, from inputs to outputs."""
+
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Input, ...]
+    operations: tuple[Operation, ...]
+    constants: Mapping[Variable, Any]
+
+
+def program_of(jaxpr: core.ClosedJaxpr) -> Program:
+    """Return the program that a closed jaxpr is."""
+    operations: list[Operation] = []
+    constants: dict[Variable, Any] = {}
+
+    def opened(jaxpr: core.ClosedJaxpr, inputs: Sequence[Input]) -> list[Input]:
+        names: dict[Any, Input] = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
+        for var, value in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
+            names[var] = variable = Variable(var.aval)
+            constants[variable] = value
+
+        def read(atom):
+            if isinstance(atom, core.Literal):
+                return Constant(atom.val, atom.aval)
+            return names[atom]
+
+        for eqn in jaxpr.jaxpr.eqns:
+            ins = [read(atom) for atom in eqn.invars]
+            body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            if eqn.primitive.name in _OPENED and isinstance(body, core.ClosedJaxpr):
+                outs = opened(body, ins)
+            else:
+                outs = [Variable(var.aval) for var in eqn.outvars]
+                operations.append(Operation(eqn.primitive, eqn.params, tuple(ins), tuple(outs)))
+            names.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in jaxpr.jaxpr.outvars]
+
+    inputs = tuple(Variable(var.aval) for var in jaxpr.jaxpr.invars)
+    outputs = opened(jaxpr, inputs)
+    return Program(inputs, tuple(outputs), _needed(operations, outputs), constants)
+
+
+def _needed(operations: Sequence[Operation], outputs: Sequence[Input]) -> tuple[Operation, ...]:
+    """Return the operations that the outputs depend on."""
+    wanted = set(outputs)
+    kept = []
+    for operation in reversed(operations):
+        if not wanted.isdisjoint(operation.outputs):
+            wanted.update(operation.inputs)
+            kept.append(operation)
+    return tuple(reversed(kept))
+
+
+def body_of(operation: Operation) -> Program:
+    """Return the program that a checkpoint or a scan repeats."""
+    body = operation.params["jaxpr"]
+    return program_of(body if isinstance(body, core.ClosedJaxpr) else core.ClosedJaxpr(body, ()))
+
+
+def read(values: Mapping[Variable, Any], atom: Input) -> Any:
+    """Return the value of an input."""
+    return atom.value if isinstance(atom, Constant) else values[atom]
+
+
+def run(operations: Iterable[Operation], values: dict[Variable, Any]) -> None:
+    """Apply operations in order, from and to `values`."""
+    for operation in operations:
+        outs = operation.apply(*(read(values, atom) for atom in operation.inputs))
+        values.update(zip(operation.outputs, outs, strict=True))
+
+
+def trace(function: Callable[..., Any], *arguments: Any) -> tuple[Program, Any]:
+    """Trace a function; return its program, from flat arguments, and the structure of results."""
+    jaxpr, out = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    return program_of(jaxpr), jax.tree.structure(out)

@@ -1,0 +1,244 @@
+"""Adam whose second moment is that of the gradients of single examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int32, PyTree
+
+from tensorgrad_jax.transforms.moments import abs_squared
+
+EpsMode = Literal["add", "clamp"]
+
+
+class ScaleByTrueAdamState(NamedTuple):
+    """State of `scale_by_true_adam`.
+
+    Attributes:
+        count: int32 (), number of updates so far.
+        mu: first moments, shaped like the parameters, float32 or wider; complex for complex ones.
+        nu: second moments of the squares of examples; real.
+        nu_mean: second moments of the mean gradient, as Adam has them; real. None if neither
+            `graft` nor `default_to_adam` asks for them.
+    """
+
+    count: Int32[Array, ""]
+    mu: PyTree[Array]
+    nu: PyTree[Array]
+    nu_mean: PyTree[Array] | None
+
+
+def scale_by_true_adam(
+    betas: Sequence[float] = (0.9, 0.999, 0.999),
+    eps: float = 1e-12,
+    graft: bool = True,
+    default_to_adam: bool = False,
+    eps_mode: EpsMode = "add",
+    floor: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Rescale updates by Adam with per-example squares in the denominator.
+
+        m <- b1 m + (1 - b1) g,          v <- b3 v + (1 - b3) S,
+        u = m / (sqrt(v / (1 - b3^t)) + eps),
+        a <- b2 a + (1 - b2) g^2,        u_a = m / (sqrt(a / (1 - b2^t)) + eps),
+        update = u / (1 - b1^t) * (|u_a| / |u| if graft else 1)
+
+    with g the mean gradient, S the mean of squared gradients of examples
+    (`truegrad.value_and_grads`), and norms over a whole parameter. Noisy entries, whose S is
+    much larger than g^2, take smaller steps than under Adam; grafting keeps the size of Adam's
+    step of every parameter. With one example per batch S = g^2, and this is Adam.
+
+    S is given to `update` as `sum_grad_squared=`, a tree like the parameters.
+
+    Args:
+        betas: (b1, b2, b3), each in [0, 1); of two, b3 = b2.
+        eps: see eps_mode; not negative.
+        graft: make every parameter's update as large as Adam's.
+        default_to_adam: parameters whose S is None (or all, where none is given) get Adam's
+            update; otherwise a missing S is an error.
+        eps_mode: "add" eps to the roots, or "clamp" the roots to at least eps.
+        floor: take max(S, g^2) for S. By Jensen's inequality an exact S is never smaller; sums of
+            squared terms (granularity "token") can be, where an entry with S = 0 and g != 0 would
+            otherwise take a step of 1/eps.
+
+    Raises:
+        ValueError: if an argument is not one of these; at an update, if S is missing or does not
+            fit a parameter. The message names the parameter.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> transform = scale_by_true_adam(graft=False)
+        >>> g, S = jnp.array([1.0, 1.0]), jnp.array([1.0, 4.0])
+        >>> update, state = transform.update(g, transform.init(g), sum_grad_squared=S)
+        >>> [round(u, 4) for u in update.tolist()]
+        [1.0, 0.5]
+
+    References:
+        L. Nestler, TrueGrad, release 2.0.0. L. Balles and P. Hennig, Dissecting Adam, ICML 2018,
+        on the two meanings of the second moment. Grafting: N. Agarwal et al., arXiv 2002.11803.
+    """
+    b1, b2, b3 = _checked("scale_by_true_adam", betas, eps, eps_mode)
+
+    def init_fn(params: optax.Params) -> Any:
+        first = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
+        second = lambda p: jnp.zeros(p.shape, jnp.finfo(first(p).dtype).dtype)
+        return ScaleByTrueAdamState(
+            count=jnp.zeros((), jnp.int32),
+            mu=jax.tree.map(first, params),
+            nu=jax.tree.map(second, params),
+            nu_mean=jax.tree.map(second, params) if graft or default_to_adam else None,
+        )
+
+    def update_fn(updates, state, params=None, *, sum_grad_squared=None, **extra) -> Any:
+        del params, extra
+        squares = _squares_of(updates, sum_grad_squared, default_to_adam)
+        gradients, structure = jax.tree.flatten(updates)
+        count = cast(Array, optax.safe_increment(state.count))
+        steps = count.astype(jnp.result_type(float))
+        # 1 - b^t, of which b^t in float32 would leave four digits.
+        correction = lambda b: -jnp.expm1(steps * (math.log(b) if b > 0 else -math.inf))
+
+        def over_root(m, v, b):
+            root = jnp.sqrt(v / correction(b))
+            return m / (root + eps if eps_mode == "add" else jnp.maximum(root, eps))
+
+        def scaled(g, s, m, v, a):
+            m = b1 * m + (1 - b1) * g.astype(m.dtype)
+            plain = abs_squared(g).astype(v.dtype)
+            if a is not None:
+                a = b2 * a + (1 - b2) * plain
+            if s is None:
+                return over_root(m, a, b2) / correction(b1), m, v, a
+            s = s.astype(v.dtype)
+            v = b3 * v + (1 - b3) * (jnp.maximum(s, plain) if floor else s)
+            u = over_root(m, v, b3)
+            if graft:
+                norm, wanted = _norm(u), _norm(over_root(m, a, b2))
+                u = u * jnp.where(norm > 0, wanted / jnp.where(norm > 0, norm, 1), 0)
+            return u / correction(b1), m, v, a
+
+        mean = [None] * len(gradients) if state.nu_mean is None else state.nu_mean
+        columns = [structure.flatten_up_to(tree) for tree in (state.mu, state.nu)]
+        means = mean if state.nu_mean is None else structure.flatten_up_to(mean)
+        rows = [scaled(*row) for row in zip(gradients, squares, *columns, means, strict=True)]
+        update, mu, nu, nu_mean = (
+            structure.unflatten(column) for column in zip(*rows, strict=True)
+        )
+        return update, ScaleByTrueAdamState(
+            count, mu, nu, None if state.nu_mean is None else nu_mean
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _norm(x: Array) -> Array:
+    return jnp.sqrt(jnp.sum(abs_squared(x)))
+
+
+def _checked(owner: str, betas: Sequence[float], eps: float, eps_mode: str) -> tuple[float, ...]:
+    """Return (b1, b2, b3), or raise."""
+    if len(betas) not in (2, 3) or not all(0 <= b < 1 for b in betas):
+        raise ValueError(f"{owner}: betas must be 2 or 3 numbers in [0, 1), got {betas!r}")
+    if not eps >= 0:
+        raise ValueError(f"{owner}: eps must not be negative, got {eps!r}")
+    if eps_mode not in ("add", "clamp"):
+        raise ValueError(f"{owner}: eps_mode must be 'add' or 'clamp', got {eps_mode!r}")
+    return (*betas, betas[-1])[:3]
+
+
+def _squares_of(updates: Any, squares: Any, may_miss: bool) -> Sequence[Array | None]:
+    """Return S of every parameter, or raise an error that names the one that it does not fit."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(updates)
+    if squares is None:
+        found = [None] * len(paths)
+    else:
+        try:
+            found = structure.flatten_up_to(squares)
+        except ValueError as error:
+            raise ValueError(
+                f"scale_by_true_adam: sum_grad_squared must be a tree like the gradients: {error}"
+            ) from None
+    for (path, g), s in zip(paths, found, strict=True):
+        name = jax.tree_util.keystr(path) or "the parameter"
+        if s is None and not may_miss:
+            raise ValueError(
+                f"scale_by_true_adam: parameter of shape {g.shape} has no sum_grad_squared: {name} "
+                "(default_to_adam=True gives it Adam)"
+            )
+        if s is not None and (s.shape != g.shape or jnp.iscomplexobj(s)):
+            raise ValueError(
+                f"scale_by_true_adam: sum_grad_squared of {name} must be real and of shape "
+                f"{g.shape}, has shape {s.shape} and dtype {s.dtype}"
+            )
+    return found
+
+
+class DecayToInitState(NamedTuple):
+    """State of `add_decay_to_init`: the parameters at the start."""
+
+    init: PyTree[Array]
+
+
+def add_decay_to_init(weight_decay: float) -> optax.GradientTransformation:
+    """Add weight_decay (w - w_0) to updates: decay towards the start instead of towards zero."""
+
+    def init_fn(params):
+        return DecayToInitState(jax.tree.map(lambda p: jnp.array(p, copy=True), params))
+
+    def update_fn(updates, state, params=None):
+        if params is None:
+            raise ValueError("add_decay_to_init: update needs the parameters: update(..., params)")
+        pull = lambda u, p, start: u + weight_decay * (p - start)
+        return jax.tree.map(pull, updates, params, state.init), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def tg_adamw(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    betas: Sequence[float] = (0.9, 0.999, 0.999),
+    eps: float = 1e-12,
+    weight_decay: float = 1e-2,
+    graft: bool = True,
+    decay_to_init: bool = False,
+    default_to_adam: bool = False,
+    eps_mode: EpsMode = "add",
+    floor: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """TrueGrad's AdamW: `scale_by_true_adam`, decoupled weight decay, a learning rate.
+
+    One step is w <- (1 - lr wd) w - lr update, as in the original, which decays first.
+
+    Args:
+        learning_rate: a number or a schedule.
+        betas: see `scale_by_true_adam`.
+        eps: see `scale_by_true_adam`.
+        weight_decay: decoupled weight decay, multiplied by the learning rate; not negative.
+        graft: see `scale_by_true_adam`.
+        decay_to_init: decay towards the parameters at the start instead of towards zero.
+        default_to_adam: see `scale_by_true_adam`.
+        eps_mode: see `scale_by_true_adam`.
+        floor: see `scale_by_true_adam`.
+
+    Returns:
+        A transformation whose `update` takes `sum_grad_squared=` and the parameters.
+
+    Raises:
+        ValueError: if an argument is not one of these.
+    """
+    if not weight_decay >= 0:
+        raise ValueError(f"tg_adamw: weight_decay must not be negative, got {weight_decay!r}")
+    if not callable(learning_rate) and isinstance(learning_rate, int | float) and learning_rate < 0:
+        raise ValueError(f"tg_adamw: learning_rate must not be negative, got {learning_rate!r}")
+    decay = add_decay_to_init if decay_to_init else optax.add_decayed_weights
+    chained = optax.chain(
+        scale_by_true_adam(betas, eps, graft, default_to_adam, eps_mode, floor),
+        decay(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return cast(optax.GradientTransformationExtraArgs, chained)
