@@ -99,11 +99,15 @@ def words(
     return drawn[0], drawn[1]
 
 
-def below(bits: UInt32[Array, "*shape"], n: int) -> UInt32[Array, "*shape"]:
-    """Return floor(bits n / 2^32), for n of at most 2^16: a random integer of range(n)."""
-    high = (bits >> 16) * jnp.uint32(n)
-    low = (bits & 0xFFFF) * jnp.uint32(n)
-    return (high + (low >> 16)) >> 16
+def high_half(a: UInt32[Array, ...], b: UInt32[Array, ...]) -> UInt32[Array, ...]:
+    """Return the upper 32 of the 64 bits of a product.
+
+    Of random bits and n it is floor(bits n / 2^32): a random integer of range(n).
+    """
+    a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
+    cross = a1 * b0 + ((a0 * b0) >> 16)
+    low_cross = (cross & 0xFFFF) + a0 * b1
+    return a1 * b1 + (cross >> 16) + (low_cross >> 16)
 
 
 def distinct(

@@ -11,11 +11,10 @@ import numpy as np
 
 from tensorgrad_jax.pieces import filled, reduced
 from tensorgrad_jax.random_matrices.base import RandomMatrix, check_count
-from tensorgrad_jax.random_matrices.counters import below, rows_at, words
+from tensorgrad_jax.random_matrices.counters import high_half, rows_at, words
 
 # Rows handled at once: what is scattered then stays in a CPU's cache.
 TILE_ENTRIES = 2**15
-_LARGEST_BLOCK = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,7 @@ class SJLT(RandomMatrix):
         entries: numbers per row, s.
 
     Raises:
-        ValueError: at construction, if `entries` does not divide `columns`, or leaves more than
-            2^16 columns to a block.
+        ValueError: at construction, if `entries` does not divide `columns`.
 
     References:
         D. Kane and J. Nelson, Sparser Johnson-Lindenstrauss transforms, J. ACM 61 (2014),
@@ -49,10 +47,9 @@ class SJLT(RandomMatrix):
     def __post_init__(self):
         super().__post_init__()
         check_count("SJLT", "entries", self.entries)
-        if self.columns % self.entries or self.columns // self.entries > _LARGEST_BLOCK:
+        if self.columns % self.entries:
             raise ValueError(
-                f"SJLT: entries must divide columns={self.columns} into blocks of at most "
-                f"{_LARGEST_BLOCK}, got {self.entries}"
+                f"SJLT: entries must divide columns={self.columns}, got {self.entries}"
             )
 
     def places(self, key, row_offset, first, n):
@@ -61,7 +58,7 @@ class SJLT(RandomMatrix):
         block = jnp.arange(self.entries, dtype=jnp.uint32)[:, None]
         drawn, sign = words(key, rows_at(row_offset).plus(steps), block)
         width = self.columns // self.entries
-        columns = block * jnp.uint32(width) + below(drawn, width)
+        columns = block * jnp.uint32(width) + high_half(drawn, jnp.uint32(width))
         value = np.float32(math.sqrt(width))
         return columns.astype(jnp.int32), jnp.where(sign >> 31 == 0, value, -value)
 
