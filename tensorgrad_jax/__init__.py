@@ -12,6 +12,7 @@ from tensorgrad_jax.optimizers import subspace_momentum as subspace_momentum
 from tensorgrad_jax.optimizers import tensorgrad as tensorgrad
 from tensorgrad_jax.projections import MatrixLowRank as MatrixLowRank
 from tensorgrad_jax.projections import Projection as Projection
+from tensorgrad_jax.projections import RandomProjection as RandomProjection
 from tensorgrad_jax.projections import Residual as Residual
 from tensorgrad_jax.projections import StructuredSparse as StructuredSparse
 from tensorgrad_jax.projections import Sum as Sum

@@ -26,6 +26,7 @@ ORTHOGONAL = {
     "slices": tg.StructuredSparse(0.25),
     "random-slices": tg.StructuredSparse(0.25, "randk"),
     "weighted-slices": tg.StructuredSparse(0.25, "probability"),
+    "random": tg.RandomProjection(0.25),
 }
 # These view the tensor as a matrix, so that they need two modes.
 MATRICES = {
@@ -44,7 +45,11 @@ COMPOSITE = {
         tg.UnstructuredSparse(0.05), tg.Sum(tg.Tucker(0.2), tg.UnstructuredSparse(0.05, "topk"))
     ),
 }
-ALL = ORTHOGONAL | COMPOSITE
+# Linear, adjoint and right on average, but no orthogonal projections.
+UNBIASED = {
+    f"random-{kind}": tg.RandomProjection(0.25, kind) for kind in ("rademacher", "normal", "sjlt")
+}
+ALL = ORTHOGONAL | COMPOSITE | UNBIASED
 SHAPES = [(40,), (8, 1, 6), (3, 4, 2, 3, 4)]
 DTYPES = [jnp.float32, jnp.complex64]
 
@@ -124,13 +129,66 @@ def test_complement_is_what_the_lift_without_weights_leaves_over(projection):
     assert distance(got, expected) < 5e-6
 
 
-@every(ORTHOGONAL)
+@every(ORTHOGONAL | UNBIASED)
 def test_projections_commute_with_conjugation(projection):
     x = random(4, (6, 5, 4), jnp.complex64)
     assert distance(restored(projection, x.conj()), restored(projection, x).conj()) < 1e-4
 
 
-@every(ORTHOGONAL)
+@every(UNBIASED)
+def test_lift_and_project_are_adjoint_and_right_on_average(projection):
+    """<project(x), c> = <x, lift(c)>, and lift(project(x)) is x, over 300 keys, within noise."""
+    x = jnp.asarray(random(5, (6, 5, 4), jnp.float32))
+
+    def run(seed):
+        basis = refreshed(projection, x, seed)
+        compact = projection.project(x, basis)
+        lifted = projection.lift(compact, basis)
+        return lifted, (compact**2).sum(), (x * lifted).sum()
+
+    lifted, norms, products = jax.jit(jax.vmap(run))(jnp.arange(300))
+    np.testing.assert_allclose(norms, products, rtol=1e-4)
+    # Every run is off by sqrt(n / k) = 2 norms of x, independently.
+    assert distance(lifted.mean(0), x) < 1.5 * 2 / math.sqrt(300)
+    assert distance(lifted[0], x) > 1
+
+
+@every(UNBIASED)
+def test_squares_are_transported_as_expected_variances(projection):
+    x = jnp.asarray(random(5, (6, 5, 4), jnp.float32))
+    nu = jnp.abs(jnp.asarray(random(9, projection.compact_struct(x).shape, jnp.float32)))
+
+    def run(seed, same):
+        old = refreshed(projection, x, 0)
+        new = refreshed(projection, x, jnp.where(same, 0, seed))
+        noise = jnp.sqrt(nu) * jax.random.normal(jax.random.key(seed), nu.shape)
+        moved = projection.transport(noise, old, new)
+        return moved**2, projection.transport_squares(nu, old, new)
+
+    for same in (False, True):
+        got, expected = jax.jit(jax.vmap(lambda seed: run(seed, same)))(jnp.arange(1, 400))  # noqa: B023
+        assert abs(got.sum() / expected.sum() - 1) < 0.15
+        assert distance(got.mean(0), expected[0]) < 0.35
+
+
+def test_a_random_projection_does_not_see_the_tensor():
+    """Nothing but 8 bytes are kept; orthonormal columns also beyond one block and at its rest."""
+    projection = tg.RandomProjection(0.1)
+    x, y = (jnp.asarray(random(i, (2500,), jnp.float32)) for i in (0, 1))
+    basis = refreshed(projection, x)
+    assert jnp.array_equal(basis.key, refreshed(projection, y).key)
+    assert sum(a.nbytes for a in jax.tree.leaves(basis)) == 8
+    columns = jax.jit(jax.vmap(lambda c: projection.lift(c, basis)))(jnp.eye(250))
+    np.testing.assert_allclose(columns @ columns.T, np.eye(250), atol=1e-5)
+    # One large entry is spread: any choice of a tenth of the coefficients gets about a tenth.
+    spike = jnp.zeros(2500).at[7].set(1.0)
+    kept = [
+        float((projection.project(spike, refreshed(projection, x, i)) ** 2).sum()) for i in range(9)
+    ]
+    assert 0.05 < min(kept) <= max(kept) < 0.2
+
+
+@every(ORTHOGONAL | UNBIASED)
 def test_transport_is_projection_of_the_lifted_part(projection):
     @jax.jit
     def run(x, y):
@@ -144,10 +202,10 @@ def test_transport_is_projection_of_the_lifted_part(projection):
             (projection.transport(compact, old, old), compact),
         )
 
-    for got, expected in run(
-        random(5, (6, 5, 4), jnp.complex64), random(6, (6, 5, 4), jnp.complex64)
-    ):
-        assert distance(got, expected) < 5e-6
+    there, back = run(random(5, (6, 5, 4), jnp.complex64), random(6, (6, 5, 4), jnp.complex64))
+    assert distance(*there) < 5e-6
+    if projection not in UNBIASED.values():
+        assert distance(*back) < 5e-6
 
 
 @every(COMPOSITE)
@@ -181,7 +239,20 @@ def test_squares_are_transported_as_variances(projection):
 
 
 @every(
-    {n: ALL[n] for n in ("tucker", "tucker-svd", "randk", "topk", "slices", "matrix-std", "nested")}
+    {
+        n: ALL[n]
+        for n in (
+            "tucker",
+            "tucker-svd",
+            "randk",
+            "topk",
+            "slices",
+            "random",
+            "random-sjlt",
+            "matrix-std",
+            "nested",
+        )
+    }
 )
 def test_jit_and_vmap_change_nothing(projection):
     x = random(11, (3, 6, 5, 4), jnp.float32)
@@ -287,6 +358,9 @@ def test_bad_ranks_are_refused_at_construction(rank):
     [
         (lambda: tg.Tucker(n_iter=0), "n_iter must be a positive integer, got 0"),
         (lambda: tg.Tucker(method="qr"), "method must be one of .*, got 'qr'"),
+        (lambda: tg.RandomProjection(1.5), r"ratio must be a number in \(0, 1\], got 1.5"),
+        (lambda: tg.RandomProjection(0.5, "hadamard"), "kind must be one of .*, got 'hadamard'"),
+        (lambda: tg.RandomProjection(scale=0.0), "scale must be a finite number, not zero"),
         (lambda: tg.UnstructuredSparse(0.0), r"ratio must be a number in \(0, 1\], got 0.0"),
         (lambda: tg.UnstructuredSparse(0.1, "best"), "select must be one of .*, got 'best'"),
         (lambda: tg.Residual(tg.Tucker(), 3), "second must be a Projection, got 3"),

@@ -57,13 +57,17 @@ unstructured = recipes(tg.UnstructuredSparse, ratio=budgets, select=selections)
 structured = recipes(
     tg.StructuredSparse, ratio=st.one_of(budgets, st.integers(1, 6)), select=selections
 )
-orthogonal = st.one_of(tucker, matrix, unstructured, structured)
+rotated = recipes(tg.RandomProjection, ratio=budgets)
+orthogonal = st.one_of(tucker, matrix, unstructured, structured, rotated)
+unbiased = recipes(
+    tg.RandomProjection, ratio=budgets, kind=st.sampled_from(["rademacher", "normal", "sjlt"])
+)
 weights = st.sampled_from([(1.0, 1.0), (0.5, 2.0)])
 pairs = st.one_of(
     recipes(tg.Residual, orthogonal, orthogonal, weights),
     recipes(tg.Sum, orthogonal, orthogonal, weights),
 )
-projections = st.one_of(orthogonal, pairs, recipes(tg.Residual, pairs, orthogonal))
+projections = st.one_of(orthogonal, unbiased, pairs, recipes(tg.Residual, pairs, orthogonal))
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=6).map(tuple)
 # Name, dtype of the leaf, axis of real and imaginary part, double precision.
 dtypes = st.sampled_from(
@@ -83,6 +87,11 @@ dtypes = st.sampled_from(
 def is_matrix_only(projection):
     parts = [getattr(projection, name, None) for name in ("first", "second")]
     return isinstance(projection, tg.MatrixLowRank) or any(is_matrix_only(p) for p in parts if p)
+
+
+def is_orthogonal(projection):
+    unbiased = isinstance(projection, tg.RandomProjection) and projection.kind != "srft"
+    return not unbiased and not isinstance(projection, tg.Residual | tg.Sum)
 
 
 def leaf_of(projection, shape, dtype, axis):
@@ -157,7 +166,7 @@ def test_projections(recipe, shape, kind):
         assert all(a.size > 0 for a in jax.tree.leaves((out["basis"], out["compact"])))
         assert np.all(np.isfinite(vector(out["lifted"])))
         np.testing.assert_array_equal(out["leaf"], x.astype(out["leaf"].dtype))
-        if not isinstance(projection, tg.Residual | tg.Sum):
+        if is_orthogonal(projection):
             assert close(out["again"], out["compact"], norm, tolerance), "lift, project: identity"
             assert np.linalg.norm(vector(out["lifted"])) <= norm * (1 + tolerance)
             kept = sum(a.size for a in jax.tree.leaves(out["compact"]))
@@ -168,7 +177,7 @@ def test_projections(recipe, shape, kind):
 
 def check_budget(projection, kept, size, compact):
     asked = getattr(projection, "rank", None) or getattr(projection, "ratio", None)
-    if isinstance(projection, tg.UnstructuredSparse):
+    if isinstance(projection, tg.UnstructuredSparse | tg.RandomProjection):
         assert kept == max(1, int(projection.ratio * size))
     elif isinstance(asked, float):
         # Never more than asked, but for the one entry per mode that there must be.
@@ -179,7 +188,7 @@ def check_budget(projection, kept, size, compact):
 def well_separated(projection, lifted):
     """Degenerate singular values make the subspace, not its conjugation, arbitrary: skip zeros."""
     return np.linalg.norm(lifted) > 0 and isinstance(
-        projection, tg.UnstructuredSparse | tg.StructuredSparse
+        projection, tg.UnstructuredSparse | tg.StructuredSparse | tg.RandomProjection
     )
 
 

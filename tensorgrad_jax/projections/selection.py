@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
 from tensorgrad_jax.projections.hashing import hashed
 from tensorgrad_jax.projections.threshold import largest
+from tensorgrad_jax.random_matrices.counters import high_half
 
 Selection = Literal["topk", "randk", "probability"]
 SELECTIONS = ("topk", "randk", "probability")
@@ -127,7 +128,7 @@ def _divided(x, k: int):
 def _scaled(bits, length, longest: int):
     """Return random bits as integers of range(length), without a division by a varying number."""
     if longest >= 2**24:
-        return _high_half(bits, length)
+        return high_half(bits, length)
     fraction = (bits >> 8).astype(jnp.int32).astype(jnp.float32) * jnp.float32(2**-24)
     offset = (fraction * length.astype(jnp.int32).astype(jnp.float32)).astype(jnp.uint32)
     return jnp.minimum(offset, length - 1)
@@ -145,17 +146,9 @@ def _floor_times_fraction(i, r: int, k: int):
     high, low = jnp.uint32(fraction >> 32), jnp.uint32(fraction & 0xFFFFFFFF)
     # i * fraction = (i * high) 2^32 + i * low; wanted are the bits from 2^64 up.
     middle = i * high
-    carry_in = _high_half(i, low)
+    carry_in = high_half(i, low)
     total = middle + carry_in
-    return _high_half(i, high) + (total < carry_in).astype(jnp.uint32)
-
-
-def _high_half(a, b):
-    """Return the upper 32 of the 64 bits of a product of uint32."""
-    a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
-    cross = a1 * b0 + ((a0 * b0) >> 16)
-    low_cross = (cross & 0xFFFF) + a0 * b1
-    return a1 * b1 + (cross >> 16) + (low_cross >> 16)
+    return high_half(i, high) + (total < carry_in).astype(jnp.uint32)
 
 
 def check_size(owner: str, shape: tuple[int, ...]) -> int:
