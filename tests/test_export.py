@@ -103,6 +103,7 @@ PROJECTIONS = [
     *(tg.MatrixLowRank(0.25, side) for side in ("std", "reverse_std", "left", "right", "full")),
     *(tg.StructuredSparse(0.25, select) for select in ("topk", "randk", "probability")),
     *(tg.UnstructuredSparse(0.25, select) for select in ("topk", "randk", "probability")),
+    tg.RandomProjection(0.25),
     tg.Residual(tg.StructuredSparse(0.05), tg.MatrixLowRank(0.2)),
     tg.Sum(tg.Tucker(0.2), tg.UnstructuredSparse(0.05)),
 ]

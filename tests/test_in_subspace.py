@@ -399,7 +399,7 @@ def test_the_order_of_work_does_not_change_the_result(per_layer, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_an_update_needs_little_more_than_one_tensor(dtype, monkeypatch):
-    """Updates of three parameters with all temporaries, refreshes included: 4.4 in float32."""
+    """Updates of three parameters with all temporaries, refreshes included: 4.5 in float32."""
     monkeypatch.setattr(ordering, "LARGE_BYTES", 0)
     monkeypatch.setattr(mode_products, "PIECE_BYTES", 2**14)
     params = {f"w{i}": jax.ShapeDtypeStruct((2, 32, 32, 32), dtype) for i in range(3)}
@@ -408,7 +408,7 @@ def test_an_update_needs_little_more_than_one_tensor(dtype, monkeypatch):
     compiled = jax.jit(optimizer.update).lower(params, state, params).compile()
     n_bytes = 4 * 2 * 32**3
     updates = len(params) * n_bytes * jnp.dtype(dtype).itemsize / 4
-    assert compiled.memory_analysis().temp_size_in_bytes + updates < 4.4 * n_bytes
+    assert compiled.memory_analysis().temp_size_in_bytes + updates < 4.5 * n_bytes
 
 
 def test_one_parameter_after_the_other_needs_less_memory(monkeypatch):

@@ -16,7 +16,7 @@ from tensorgrad_jax.projections import LeafProjection
 from tensorgrad_jax.projections.pairs import as_array
 
 FEW = hypothesis.settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],

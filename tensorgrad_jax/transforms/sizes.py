@@ -82,7 +82,9 @@ def as_large_as(
             zip(leaves.arrays, leaves.treedef.flatten_up_to(scaled), strict=True)
         )
         for name, sample in samples(leaves).items():
-            arrays[name] = sample.matched(arrays[name], wanted[name])
+            leaf = leaves.compressed[name]
+            tensor = sample.matched(leaf.to_tensor(arrays[name]), wanted[name])
+            arrays[name] = leaf.to_leaf(tensor).astype(leaf.dtype)
         scaled = leaves.treedef.unflatten(list(arrays.values()))
         return scaled, MatchedSizeState(inner, after)
 
@@ -97,7 +99,7 @@ class Sample:
     """
 
     def __init__(self, leaf: LeafProjection, seed: int):
-        ratio = min(_LARGEST_SHARE, _ENTRIES / math.prod(leaf.shape))
+        ratio = min(_LARGEST_SHARE, _ENTRIES / math.prod(leaf.tensor_struct.shape))
         self._leaf, self._seed = leaf, seed
         self.projection = LeafProjection(
             UnstructuredSparse(ratio), leaf.spec, leaf.shape, leaf.dtype, leaf.name
@@ -122,18 +124,35 @@ class Sample:
     def matched(self, lifted: Tensor, sample: Compact) -> Tensor:
         """Return `lifted` scaled to the root mean square of the sample's update.
 
-        The projection's own `scale` comes on top. A sample of zeros tells nothing: then the size is
-        that of an optimizer whose update has the same size per entry in either space.
+        Stacked tensors have each their own. The projection's own `scale` comes on top. A sample of
+        zeros tells nothing: then the size is that of an optimizer whose update has the same size
+        per entry in either space.
         """
-        wanted, size = _root_mean_square(sample), _root_mean_square(lifted)
+        wanted, size = self._sizes(self._pairs_behind(sample)), self._sizes(lifted)
         known = (wanted > 0) & (size > 0)
         ratio = jnp.where(known, wanted / jnp.where(size > 0, size, 1), self._leaf.budget**-0.5)
         factor = getattr(self._leaf.projection, "scale", 1.0) * ratio
-        return jax.tree.map(lambda x: factor.astype(x.real.dtype) * x, lifted)
 
+        def scaled(x):
+            per_tensor = factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim))
+            return per_tensor.astype(x.real.dtype) * x
 
-def _root_mean_square(tree) -> Array:
-    arrays = jax.tree.leaves(tree)
-    total = sum(jnp.sum(jnp.square(x.real) + jnp.square(x.imag)) for x in arrays)
-    numbers = sum(x.size for x in arrays)
-    return jnp.sqrt(jnp.asarray(total / numbers, jnp.float32))
+        return jax.tree.map(scaled, lifted)
+
+    def _pairs_behind(self, sample):
+        """Return the arrays of a sample with the axis of stacked tensors in front."""
+        arrays = jax.tree.leaves(sample)
+        pair = self._leaf.spec.complex_axis is not None
+        return [jnp.moveaxis(x, 0, 1) if pair and self._stacked else x for x in arrays]
+
+    @property
+    def _stacked(self) -> bool:
+        return bool(self._leaf.spec.batch_axes)
+
+    def _sizes(self, tree) -> Array:
+        """Return the root mean square of every stacked tensor, or of the one that there is."""
+        arrays = jax.tree.leaves(tree)
+        axes = lambda x: tuple(range(int(self._stacked), x.ndim))
+        total = sum(jnp.sum(jnp.square(x.real) + jnp.square(x.imag), axes(x)) for x in arrays)
+        numbers = sum(math.prod(x.shape[a] for a in axes(x)) for x in arrays)
+        return jnp.sqrt(jnp.asarray(total / numbers, jnp.float32))
