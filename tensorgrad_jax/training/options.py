@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from tensorgrad_jax.training.allowed import (
@@ -187,7 +188,10 @@ class FnoConfig:
             _repeat(self, "fno.", "domain_padding", len(self.n_modes), "fno.n_modes")
         # Rounded as the FNO does it. A layer of no channels cannot be built, nor can one whose
         # number no array's shape may hold.
-        rounding = {"lifting_channel_ratio": int, "projection_channel_ratio": int}
+        rounding: dict[str, Callable[[float], int]] = {
+            "lifting_channel_ratio": int,
+            "projection_channel_ratio": int,
+        }
         if self.use_channel_mlp:
             rounding["channel_mlp_expansion"] = round
         for name, rounded in rounding.items():
