@@ -33,11 +33,16 @@ compiled extension that can be missing and nothing to fall back to. Numbers are 
 of traker for the same seed, but for the same matrix they are.
 """
 
+from tensorgrad_jax.trak.attributor import Attributor as Attributor
 from tensorgrad_jax.trak.chunked import ChunkedCudaProjector as ChunkedCudaProjector
 from tensorgrad_jax.trak.engine import Projector as Projector
 from tensorgrad_jax.trak.engine import jl_project as jl_project
 from tensorgrad_jax.trak.kinds import ProjectionType as ProjectionType
 from tensorgrad_jax.trak.kinds import UnknownProjectionTypeError as UnknownProjectionTypeError
+from tensorgrad_jax.trak.outputs import ModelOutput as ModelOutput
+from tensorgrad_jax.trak.outputs import classification as classification
+from tensorgrad_jax.trak.outputs import margin as margin
+from tensorgrad_jax.trak.outputs import sample_loss as sample_loss
 from tensorgrad_jax.trak.projectors import AbstractProjector as AbstractProjector
 from tensorgrad_jax.trak.projectors import BasicProjector as BasicProjector
 from tensorgrad_jax.trak.projectors import BasicSingleBlockProjector as BasicSingleBlockProjector
