@@ -85,10 +85,11 @@ class ChunkedCudaProjector(AbstractProjector):
         return jnp.concatenate(groups)
 
     def _sum(self, parts, model_id):
-        total, chunks = None, _chunks(parts, self.params_per_chunk)
+        total = jnp.zeros((len(parts[0]), self.proj_dim), self.dtype)
+        chunks = _chunks(parts, self.params_per_chunk)
         for projector, chunk in zip(self.projector_per_chunk, chunks, strict=True):
-            features = projector.project(dict(enumerate(chunk)), model_id).astype(self.dtype)
-            total = features if total is None else total + features
+            features = projector.project(dict(enumerate(chunk)), model_id)
+            total = total + features.astype(self.dtype)
         return total
 
 

@@ -42,5 +42,5 @@ def is_gpu(place: Place | None) -> bool:
     """Whether arrays put there are on GPUs."""
     if place is None:
         return jax.default_backend() == "gpu"
-    devices = [place] if isinstance(place, jax.Device) else place.device_set
+    devices = place.device_set if isinstance(place, jax.sharding.Sharding) else {place}
     return all(d.platform == "gpu" for d in devices)

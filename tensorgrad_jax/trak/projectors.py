@@ -165,7 +165,8 @@ class BasicSingleBlockProjector(_Engine):
         if number != self.model_id or self.proj_matrix is None:
             self.model_id = number
             self.generate_sketch_matrix()
-        return jnp.matmul(x, self.proj_matrix, precision=PRECISION)
+        matrix: Any = self.proj_matrix
+        return jnp.matmul(x, matrix, precision=PRECISION)
 
 
 class BasicProjector(_Engine):
