@@ -266,7 +266,6 @@ def tensor_muon(
     adam_b2: ArrayLike = 0.999,
     eps: ArrayLike = 1e-8,
     mu_dtype: Any = jnp.bfloat16,
-    complement: float = 0.0,
     steps: int = 5,
     on_refresh: OnRefresh = "transport",
     mask: Any = None,
@@ -306,8 +305,6 @@ def tensor_muon(
         adam_b2: decay of their second moments.
         eps: added to the root of their corrected second moments.
         mu_dtype: dtype of the momentum of tensors and matrices; None: the leaf's, at least float32.
-        complement: weight of the tensors' gradient outside the subspace, see `in_subspace`. It is
-            not orthogonalised.
         steps: Newton-Schulz rounds of a polar factor.
         on_refresh: what happens to the momentum at a refresh, see `in_subspace`.
         mask: which leaves to decay, see `optax.add_decayed_weights`.
@@ -337,7 +334,6 @@ def tensor_muon(
             projection,
             update_proj_gap=update_proj_gap,
             on_refresh=on_refresh,
-            complement=complement,
             specs=specs,
             stagger=stagger,
             seed=seed,

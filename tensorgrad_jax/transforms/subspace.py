@@ -93,9 +93,9 @@ def in_subspace(
             basis. A function (projection of the leaf, moments by name, old basis, new basis) ->
             moments by the same names is a rule of one's own.
         complement: the part of the gradient outside the subspace is dropped ("drop") or added
-            to the update as it is ("pass"), or times a number. With Nesterov's momentum of decay b
-            inside, 1 - b^2 makes this the momentum buffer b M + (1 - b) G of the whole gradient
-            that is compressed after every step.
+            to the update as it is ("pass"), or times a number. Around `optax.trace(b,
+            nesterov=True)` the number 1 + b makes the whole the momentum buffer M <- b M + G of the
+            full gradient, compressed after every step: what is not kept of it is G + b G.
         specs: which leaves to compress: a pytree like the parameters of `TensorSpec` or None, or
             a function from parameters to one. Leaves without a spec go through `inner` as they
             are. Default: every leaf of 3 or more dimensions and more than 1,000 elements.
