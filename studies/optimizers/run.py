@@ -13,6 +13,7 @@ Files under --root: burgers/, darcy/, nsforcing/, as `python -m tensorgrad_jax.d
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import threading
@@ -73,8 +74,6 @@ def main() -> int:
         best = min(r["validation"] if r["validation"] == r["validation"] else 9e9 for r in rows)
         print(f"{time.time() - begin:6.0f} s  {name}: {setting}  ({time.time() - started:.0f} s, "
               f"{rows[0]['step_seconds'] * 1e3:.2f} ms a step and copy, best {best:.4f})", flush=True)  # fmt: skip
-
-    import dataclasses
 
     with ThreadPoolExecutor(arguments.threads) as pool:
         for name in arguments.tasks:

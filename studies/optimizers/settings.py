@@ -73,6 +73,20 @@ def core(
     return lambda task: tg.in_subspace(inner, projection, task.gap, specs=tensor_specs, **options)
 
 
+def whole_of_compressed(scale: float, share: float = 0.05) -> Build:
+    """Return the polar factor of a momentum buffer that is compressed after every step."""
+    return lambda task: optax.chain(
+        tg.in_subspace(
+            optax.trace(0.95, nesterov=True),
+            tg.Tucker(share),
+            task.gap,
+            complement=1.95,
+            specs=tensor_specs,
+        ),
+        tg.orthogonalize(tensor_specs, scale),
+    )
+
+
 def with_polar_cores(sparse: float = 0.05) -> Build:
     """Return TensorGRaD whose Tucker part takes polar factors, Adam on the single entries."""
 
@@ -85,7 +99,8 @@ def with_polar_cores(sparse: float = 0.05) -> Build:
         }  # fmt: skip
 
     inner = optax.partition({"entries": tg.scale_by_adam(), "core": polar(0.4)}, kinds)
-    return parts(core(inner, tg.Residual(tg.UnstructuredSparse(sparse), HALVED)), polar(0.2))
+    projection = tg.Residual(tg.UnstructuredSparse(sparse), HALVED)
+    return parts(core(inner, projection, on_refresh="keep"), polar(0.2))
 
 
 COMPARED: dict[str, Build] = {
@@ -122,17 +137,8 @@ ABLATION: dict[str, Build] = {
     "channels times .75": muon(projection=tg.Tucker((..., 0.75, 0.75), factors="real")),
     "complex factors": muon(projection=tg.Tucker((..., 0.5, 0.5))),
     "all modes, 25%": muon(projection=tg.Tucker(0.25)),
-    # Momentum compressed after every step: see `complement`.
-    "momentum in 5%, polar factor of the whole": parts(
-        lambda task: optax.chain(
-            tg.in_subspace(
-                optax.trace(0.95, nesterov=True), tg.Tucker(0.05), task.gap,
-                complement=1.95, specs=tensor_specs,
-            ),
-            tg.orthogonalize(tensor_specs, 0.4),
-        ),
-        polar(0.2),
-    ),
+    "polar factor of momentum in 5%": parts(whole_of_compressed(0.4), polar(0.2)),
+    "polar factor of momentum in 5%, scale .8": parts(whole_of_compressed(0.8), polar(0.4)),
     "no Nesterov": parts(core(polar(0.4, nesterov=False)), polar(0.2, nesterov=False)),
     "b .9": muon(b1=0.9),
     "b .98": muon(b1=0.98),
@@ -140,7 +146,7 @@ ABLATION: dict[str, Build] = {
     "gap 200": muon(gap=200),
     "momentum kept": muon(on_refresh="keep"),
     "momentum reset": muon(on_refresh="reset"),
-    "5% single entries beside": with_polar_cores(),
+    "5% single entries beside, moments kept": with_polar_cores(),
     "3 steps": muon(steps=3),
 }  # fmt: skip
 """One change of `tensor_muon` each, likewise."""
