@@ -26,6 +26,14 @@ def without_rate(chain: Callable[..., optax.GradientTransformation], **options: 
     )
 
 
+def unbounded(task: Task) -> optax.GradientTransformation:
+    """Return `tg.subspace_momentum` without the bound of its root mean square."""
+    numerator = tg.in_subspace(
+        optax.ema(0.9), tg.Tucker(0.05), task.gap, complement="pass", specs=tensor_specs
+    )
+    return tg.scale_by_factored_rms(specs=tensor_specs, numerator=numerator)
+
+
 def muon(**options: Any) -> Build:
     """Return `tg.tensor_muon`."""
     gap = options.pop("gap", None)
@@ -130,6 +138,8 @@ COMPARED: dict[str, Build] = {
 """Each with the best of the task's rates."""
 
 ABLATION: dict[str, Build] = {
+    "subspace momentum, unbounded": unbounded,
+    "subspace momentum, size matched": without_rate(tg.subspace_momentum, match_size=True),
     "not orthogonalised": parts(core(tg.scale_by_adam(), match_size=True), polar(0.2)),
     "matrices with Adam": parts(core(polar(0.4, dtype=jnp.bfloat16))),
     "float32 momentum": muon(mu_dtype=None),
