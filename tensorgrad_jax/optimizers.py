@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from tensorgrad_jax.projections import Projection, Residual, Sum, Tucker, UnstructuredSparse
+from tensorgrad_jax.projections.plain import plain
 from tensorgrad_jax.projections.ranks import RankSpec
 from tensorgrad_jax.projections.selection import Selection
 from tensorgrad_jax.transforms import (
@@ -18,7 +19,8 @@ from tensorgrad_jax.transforms import (
     scale_by_factored_rms,
 )
 from tensorgrad_jax.transforms.carrying import OnRefresh
-from tensorgrad_jax.transforms.leaves import Specs, named_leaves
+from tensorgrad_jax.transforms.kinds import by_kind
+from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moments import momentum
 from tensorgrad_jax.transforms.sizes import as_large_as
 from tensorgrad_jax.transforms.subspace import Gap
@@ -259,9 +261,9 @@ def tensor_muon(
     update_proj_gap: Gap = 50,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     specs: Specs = None,
-    b1: float = 0.95,
-    scale: float = 0.4,
-    matrix_scale: float = 0.2,
+    b1: ArrayLike = 0.95,
+    scale: float = 0.8,
+    matrix_scale: float = 0.4,
     adam_b1: ArrayLike = 0.9,
     adam_b2: ArrayLike = 0.999,
     eps: ArrayLike = 1e-8,
@@ -322,15 +324,17 @@ def tensor_muon(
         K. Jordan et al., Muon, 2024 (of matrices). T. Nguyen et al., Subset-norm and
         subspace-momentum, arXiv 2411.07120 (momentum in a subspace).
     """
-    if isinstance(b1, bool) or not isinstance(b1, int | float) or not 0 <= b1 < 1:
+    b1 = _real(plain(b1))
+    if isinstance(b1, int | float) and not 0 <= b1 < 1:
         raise ValueError(f"tensor_muon: b1 must be in [0, 1), got {b1!r}")
-    momentum_of = lambda: optax.trace(b1, nesterov=True, accumulator_dtype=mu_dtype)
-    orthogonal = optax.chain(momentum_of(), orthogonalize(None, scale, steps))
-    if projection is None:
-        tensors = optax.chain(momentum_of(), orthogonalize(specs, scale, steps))
-    else:
-        tensors = in_subspace(
-            orthogonal,
+    adam_b1, adam_b2, eps = (_real(x) for x in (adam_b1, adam_b2, eps))
+    averaged = momentum(b1, mu_dtype, nesterov=True)
+
+    def of_tensors(specs):
+        if projection is None:
+            return optax.chain(averaged, orthogonalize(specs, scale, steps))
+        return in_subspace(
+            optax.chain(averaged, orthogonalize(None, scale, steps)),
             projection,
             update_proj_gap=update_proj_gap,
             on_refresh=on_refresh,
@@ -339,23 +343,19 @@ def tensor_muon(
             seed=seed,
             per_layer=per_layer,
         )
-    matrices = optax.chain(momentum_of(), orthogonalize(None, matrix_scale, steps))
 
-    def kinds(params):
-        arrays, chosen, treedef = named_leaves(params, specs)
-        large = lambda x: len(x.shape) == 2 and min(x.shape) >= _SMALLEST_MATRIX
-        kind = lambda x: "matrix" if large(x) else "other"
-        return treedef.unflatten(
-            ["tensor" if chosen[n] is not None else kind(x) for n, x in arrays.items()]
-        )
+    def kind(leaf, spec):
+        large = len(leaf.shape) == 2 and min(leaf.shape) >= _SMALLEST_MATRIX
+        return "tensor" if spec is not None else "matrix" if large else "other"
 
-    scaled = optax.partition(
+    scaled = by_kind(
         {
-            "tensor": tensors,
-            "matrix": matrices,
-            "other": scale_by_adam(_real(adam_b1), _real(adam_b2), _real(eps)),
+            "tensor": of_tensors,
+            "matrix": lambda _: optax.chain(averaged, orthogonalize(None, matrix_scale, steps)),
+            "other": lambda _: scale_by_adam(adam_b1, adam_b2, eps),
         },
-        kinds,
+        kind,
+        specs,
     )
     return _with_decay_and_rate(scaled, weight_decay, mask, learning_rate)
 

@@ -42,7 +42,7 @@ def solve(u: jax.Array, viscosity: float, t_end: float, n_steps: int) -> jax.Arr
 
 
 def initial_field(key: jax.Array, n: int, length: float = 4.0, power: float = 4.0) -> jax.Array:
-    """Return a Gaussian random field (n, n, n) of spectrum (|k|^2 + length^2)^-power, deviation 1."""
+    """Return a Gaussian random field of deviation 1 with spectrum (|k|^2 + length^2)^-power."""
     noise = jax.random.normal(key, (n, n, n))
     k, k_last = jnp.fft.fftfreq(n, 1 / n), jnp.fft.rfftfreq(n, 1 / n)
     squared = k[:, None, None] ** 2 + k[None, :, None] ** 2 + k_last**2

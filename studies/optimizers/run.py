@@ -71,9 +71,13 @@ def main() -> int:
         labels = {"task": name, "setting": setting, "device": jax.devices()[0].device_kind}
         with lock, arguments.out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(labels | row) + "\n" for row in rows)
-        best = min(r["validation"] if r["validation"] == r["validation"] else 9e9 for r in rows)
-        print(f"{time.time() - begin:6.0f} s  {name}: {setting}  ({time.time() - started:.0f} s, "
-              f"{rows[0]['step_seconds'] * 1e3:.2f} ms a step and copy, best {best:.4f})", flush=True)  # fmt: skip
+        best = min(r["validation"] for r in rows if r["validation"] == r["validation"])
+        took, each = time.time() - started, rows[0]["step_seconds"] * 1e3
+        print(
+            f"{time.time() - begin:6.0f} s  {name}: {setting}  ({took:.0f} s, {each:.2f} ms a step "
+            f"and copy, best validation {best:.4f})",
+            flush=True,
+        )
 
     with ThreadPoolExecutor(arguments.threads) as pool:
         for name in arguments.tasks:

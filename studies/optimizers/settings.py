@@ -106,19 +106,19 @@ def with_polar_cores(sparse: float = 0.05) -> Build:
             for name, x in compact.items()
         }  # fmt: skip
 
-    inner = optax.partition({"entries": tg.scale_by_adam(), "core": polar(0.4)}, kinds)
+    inner = optax.partition({"entries": tg.scale_by_adam(), "core": polar(0.8)}, kinds)
     projection = tg.Residual(tg.UnstructuredSparse(sparse), HALVED)
-    return parts(core(inner, projection, on_refresh="keep"), polar(0.2))
+    return parts(core(inner, projection, on_refresh="keep"), polar(0.4))
 
 
 COMPARED: dict[str, Build] = {
     "AdamW": lambda task: tg.scale_by_adam(),
     "tensor_muon": muon(),
+    "tensor_muon, scale .4": muon(scale=0.4, matrix_scale=0.2),
     "tensor_muon, scale .2": muon(scale=0.2, matrix_scale=0.1),
-    "tensor_muon, scale .8": muon(scale=0.8, matrix_scale=0.4),
     "tensor_muon, whole": muon(projection=None),
+    "tensor_muon, whole, scale .4": muon(projection=None, scale=0.4, matrix_scale=0.2),
     "tensor_muon, whole, scale .2": muon(projection=None, scale=0.2, matrix_scale=0.1),
-    "tensor_muon, whole, scale .8": muon(projection=None, scale=0.8, matrix_scale=0.4),
     "subspace momentum": without_rate(tg.subspace_momentum),
     "TensorGRaD": without_rate(tg.tensorgrad),
     "TensorGRaD as published": lambda task: optax.chain(
@@ -140,16 +140,15 @@ COMPARED: dict[str, Build] = {
 ABLATION: dict[str, Build] = {
     "subspace momentum, unbounded": unbounded,
     "subspace momentum, size matched": without_rate(tg.subspace_momentum, match_size=True),
-    "not orthogonalised": parts(core(tg.scale_by_adam(), match_size=True), polar(0.2)),
-    "matrices with Adam": parts(core(polar(0.4, dtype=jnp.bfloat16))),
+    "not orthogonalised": parts(core(tg.scale_by_adam(), match_size=True), polar(0.4)),
+    "matrices with Adam": parts(core(polar(0.8, dtype=jnp.bfloat16))),
     "float32 momentum": muon(mu_dtype=None),
-    "channels times .25": muon(projection=tg.Tucker((..., 0.25, 0.25), factors="real"), scale=0.8),
+    "channels times .25": muon(projection=tg.Tucker((..., 0.25, 0.25), factors="real")),
     "channels times .75": muon(projection=tg.Tucker((..., 0.75, 0.75), factors="real")),
     "complex factors": muon(projection=tg.Tucker((..., 0.5, 0.5))),
     "all modes, 25%": muon(projection=tg.Tucker(0.25)),
-    "polar factor of momentum in 5%": parts(whole_of_compressed(0.4), polar(0.2)),
-    "polar factor of momentum in 5%, scale .8": parts(whole_of_compressed(0.8), polar(0.4)),
-    "no Nesterov": parts(core(polar(0.4, nesterov=False)), polar(0.2, nesterov=False)),
+        "polar factor of momentum in 5%": parts(whole_of_compressed(0.8), polar(0.4)),
+    "no Nesterov": parts(core(polar(0.8, nesterov=False)), polar(0.4, nesterov=False)),
     "b .9": muon(b1=0.9),
     "b .98": muon(b1=0.98),
     "gap 10": muon(gap=10),

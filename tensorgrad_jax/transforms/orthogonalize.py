@@ -1,9 +1,9 @@
 r"""Polar factors of matrix-valued updates, real or complex, by Newton-Schulz iterations.
 
-The polar factor U V^H of a matrix X = U S V^H has X's singular vectors and all singular values 1: of
-all matrices of spectral norm 1 it has the largest inner product with X. An update that is one moves
-along every singular direction of the momentum equally far. Muon does that to the weight matrices of
-a network; a spectral weight is one complex matrix (in, out) for every frequency.
+The polar factor U V^H of a matrix X = U S V^H has X's singular vectors and all singular values 1:
+of all matrices of spectral norm 1 it has the largest inner product with X. An update that is one
+moves equally far along every singular direction of the momentum. Muon does that to the weight
+matrices of a network; a spectral weight is one complex matrix (in, out) for every frequency.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def orthogonalize(
         [True, True, True, True]
 
     References:
-        K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024. J. Bernstein
-        and L. Newhouse, Old optimizer, new norm, arXiv 2409.20325.
+        K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
+        J. Bernstein and L. Newhouse, Old optimizer, new norm, arXiv 2409.20325.
     """
     scale, steps = plain(scale), plain(steps)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:

@@ -70,7 +70,7 @@ def in_subspace(
     projection: Projection | PyTree,
     update_proj_gap: Gap = 200,
     on_refresh: OnRefresh | Carry = "transport",
-    complement: Literal["drop", "pass"] | float = "drop",
+    complement: Literal["drop", "pass"] | float | int = "drop",
     specs: Specs = None,
     stagger: bool = False,
     seed: int = 0,
@@ -139,7 +139,7 @@ def in_subspace(
     for name, value in (("stagger", stagger), ("per_layer", per_layer), ("match_size", match_size)):
         if not isinstance(value, bool):
             raise ValueError(f"in_subspace: {name} must be True or False, got {value!r}")
-    weight = {"drop": 0.0, "pass": 1.0}.get(cast(str, complement), complement)
+    weight: Any = {"drop": 0.0, "pass": 1.0}.get(cast(str, complement), complement)
     if match_size and weight != 0:
         raise ValueError(
             'in_subspace: match_size needs complement="drop": what is passed on has its own size'
@@ -149,7 +149,7 @@ def in_subspace(
         projection,
         update_proj_gap,
         on_refresh,
-        cast(float, weight),
+        float(weight),
         specs,
         stagger,
         seed,
