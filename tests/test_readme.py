@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tensorgrad_jax.training.config import with_table
+from docs.options_table import PAGE, with_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,9 +16,8 @@ def test_the_example_runs(capsys):
 
 
 def test_the_page_of_train_py_has_every_option_with_default_and_allowed_values():
-    """Written by python -m tensorgrad_jax.training.config docs/train.md."""
-    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    assert page == with_table(page)
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_table(page), "run python docs/options_table.py"
     assert "| `opt.rank` | `0.25` | " in page
 
 

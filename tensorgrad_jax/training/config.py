@@ -2,14 +2,11 @@
 
 A dotted flag overrides the file, the file overrides the defaults, wherever the flags stand. Every
 mistake is a `ConfigError` of one line; only --help prints and ends the process.
-
-    python -m tensorgrad_jax.training.config docs/train.md    # writes the page's table anew
 """
 
 import contextlib
 import difflib
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -27,16 +24,15 @@ def parse(argv: list[str]) -> Config:
     """The configuration given by command-line arguments.
 
     Args:
-        argv: `--config_file FILE` and flags `--section.option VALUE` or `--section.option=VALUE`,
-            of equal ones the last counts. FILE is looked up as given, then in the repository's
-            config/ folder, also without its ending .yaml.
+        argv: `--config_file FILE` (as given or in config/, also without its ending .yaml) and
+            flags `--section.option VALUE` or `--section.option=VALUE`; the last of two counts.
 
     Raises:
         ConfigError: an option is unknown, wrong, contradicts others or, as a flag, has no effect.
         SystemExit: with status 0, after printing all options, for --help.
     """
     if "--help" in argv or "-h" in argv:
-        print(_HELP, describe("\n--{name} {default}\n    {help}; expects {allowed}"), sep="\n")
+        print(_HELP, describe("\n--{} {}\n    {}; expects {}"), sep="\n")
         raise SystemExit(0)
     flags = _read_flags(argv)
     given = _read_file(flags.pop("config_file")) if "config_file" in flags else {}
@@ -44,7 +40,8 @@ def parse(argv: list[str]) -> Config:
     for name, (value, source) in (given | {name: (flags[name], "") for name in flags}).items():
         section, _, option = name.rpartition(".")
         tree[section][option] = _converted(name, value, source)
-    config = Config(**tree.pop(""), **tree)
+    groups = {section: Config.model_fields[section].annotation for section in _SECTIONS}
+    config = Config(**tree[""], **{s: cls(**tree[s]) for s, cls in groups.items() if cls})
     unused = config.unused()
     # Flags only: a file may hold the settings of what is switched off for the moment.
     for name, text in flags.items():
@@ -57,13 +54,6 @@ def to_yaml(config: Config) -> str:
     """The complete configuration as YAML; `parse` of a file with this text gives an equal one."""
     options = config.model_dump(mode="json")
     return yaml.dump(options, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def with_table(page: str) -> str:
-    """docs/train.md with its table of options, the end of the page, written anew."""
-    head = "| option | default | | allowed |"
-    rows = describe("| `{name}` | `{default}` | {help} | {allowed} |")
-    return f"{page.partition(head)[0]}{head}\n|---|---|---|---|\n{rows}\n"
 
 
 def _converted(name: str, value: Any, source: str) -> Any:
@@ -118,21 +108,19 @@ def _find(name: str) -> Path:
             return path
     shipped = sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml"))
     close = difflib.get_close_matches(Path(name).stem + ".yaml", shipped, n=1)
-    expected = f"a YAML file or one of {', '.join(shipped)}"
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"--config_file: got {name!r}, expected {expected}{hint}")
+    raise wrong("--config_file", name, f"a YAML file or one of {', '.join(shipped)}{hint}")
 
 
 def _load(path: Path) -> dict[str, Any]:
     where = f"--config_file {path}"
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{where}{line}: {error.problem}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: expected a YAML text file: {reason}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        told = problem or f"expected a YAML text file: {' '.join(str(error).split())}"
+        raise ConfigError(f"{where}{line}: {told}") from None
     if not isinstance(content, dict | None):
         found, expected = type(content).__name__, "a mapping with the sections data, fno and opt"
         raise ConfigError(f"{where}: got a {found}, expected {expected}")
@@ -151,10 +139,8 @@ def _unknown(name: str, where: str, known: list[str]) -> NoReturn:
     split = {option: option.lstrip("-").rpartition(".")[::2] for option in (*known, name)}
     section, last = split.pop(name)
     close = difflib.get_close_matches(last, sorted({other for _, other in split.values()}), 1, 0.7)
-    found = sorted(
-        (option for option in split if split[option][1] in close),
-        key=lambda option: split[option][0] != section,
-    )
+    found = [option for option in split if split[option][1] in close]
+    found.sort(key=lambda option: split[option][0] != section)
     hint = f"did you mean {found[0]}?" if found else "--help lists all options"
     raise ConfigError(f"{name}: unknown option{where}; {hint}")
 
@@ -180,7 +166,3 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(list, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v, True))
-
-if __name__ == "__main__":
-    _page = Path(sys.argv[1])
-    _page.write_text(with_table(_page.read_text(encoding="utf-8")), encoding="utf-8")

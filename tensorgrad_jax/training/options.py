@@ -1,17 +1,15 @@
 """The options of a training run: their names, types, defaults and help texts.
 
-To add an option, add its line to one of the classes: the check, --help, docs/train.md and the
-written config.yaml follow. Where it has no effect beside another option, a line in
-`unused_options` says so. The defaults are a small forced Navier-Stokes run of minutes.
+To add an option, add its line to a class: check, --help, docs/train.md and the written config.yaml
+follow. Where it has no effect beside another option, a row of `_NEEDS` says so.
 """
 
 import typing
 from collections.abc import Iterator
-from itertools import zip_longest
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 # Types with their constraints, and how the two read in a sentence.
 Count = Annotated[int, Field(ge=1), "an integer >= 1"]
@@ -32,9 +30,8 @@ Counts = Annotated[tuple[Count, ...], _LIST, _COUNTS]
 Shares = Annotated[tuple[Share, ...], _LIST, _SHARES]
 # The type of the numbers decides: 1 is a rank of one, 1.0 keeps everything.
 _Budget = Annotated[InstanceOf[float], Field(gt=0, le=1)]
-_Lists = Annotated[tuple[Count, ...], _LIST] | Annotated[tuple[_Budget, ...], _LIST]
 _RANK = "a number in (0, 1], an integer >= 1, or a list of one of the two such as [8,8,4,4]"
-Rank = Annotated[Count | _Budget | _Lists, _RANK]
+Rank = Annotated[Count | _Budget | Counts | Annotated[tuple[_Budget, ...], _LIST], _RANK]
 Optimizer = Literal["adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"]
 Kind = Literal["low_rank", "structured_sparse", "unstructured_sparse"]
 Selection = Literal["randk", "topk", "probability"]
@@ -61,8 +58,8 @@ class ConfigError(ValueError):
 
 def wrong(name: str, value: Any, expected: str, source: str = "") -> ConfigError:
     """The error for a value that is not allowed; `source` is the file it came from, if any."""
-    where = f" in {source}" if source else ""
-    return ConfigError(f"{name}: got {show(value)}{where}, expected {expected}")
+    got = f"{show(value)} in {source}" if source else show(value)
+    return ConfigError(f"{name}: got {got}, expected {expected}")
 
 
 def show(value: Any) -> str:
@@ -85,16 +82,13 @@ def allowed(option: Any) -> str:
 
 
 def describe(row: str) -> str:
-    """A line for every option: `row` with its {name}, {default}, {help} and {allowed}."""
-    line = lambda name, o: row.format(
-        name=name, default=show(o.default), help=o.description, allowed=allowed(o)
-    )
-    return "\n".join(line(name, option) for name, option in OPTIONS.items())
+    """A line for every option: `row` with name, default, help and what is allowed as its {}."""
+    cells = lambda name, o: (name, show(o.default), o.description, allowed(o))
+    return "\n".join(row.format(*cells(name, option)) for name, option in OPTIONS.items())
 
 
-def option(default: Any, help: str) -> Any:
-    """One option, with its default and its line of help."""
-    return Field(default, description=help)
+# One option, with its default and its line of help.
+option: Any = lambda default, help: Field(default, description=help)
 
 
 class Options(BaseModel):
@@ -107,20 +101,13 @@ class Options(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            if "error" in first.get("ctx", {}):  # raised by `_check`
-                raise first["ctx"]["error"] from None
-            name = str(first["loc"][0])
+            name = str(error.errors()[0]["loc"][0])
             field = type(self).model_fields.get(name)
             expected = allowed(field) if field else "an option that there is"
             raise wrong(self.prefix + name, values[name], expected) from None
-
-    @model_validator(mode="after")
-    def _check(self):
         for bad, name, value, expected in self._rules():
             if bad:
                 raise wrong(self.prefix + name, value, expected)
-        return self
 
     def _rules(self) -> Iterator[tuple[bool, str, Any, str]]:
         """What options forbid each other: whether they do, the one to blame, what is expected."""
@@ -135,11 +122,7 @@ class Options(BaseModel):
 
 
 class DataConfig(Options):
-    """The data set: which files, how many samples, at which resolutions.
-
-    The files are `<root>/<problem>_{train,test}_<resolution>.hdf5`. The three lists about the
-    test sets have one entry per test set; a list with one entry holds for all of them.
-    """
+    """The data set: the files `<root>/<problem>_{train,test}_<resolution>.hdf5` and their use."""
 
     prefix = "data."
     problem: Name = option("nsforcing", "the data set: nsforcing, darcy, burgers or your own")
@@ -149,22 +132,20 @@ class DataConfig(Options):
     viscosity: Positive | None = option(None, "of the flow; null: 0.002, for burgers 0.005")
     t_end: Positive | None = option(None, "time of the targets; null: 5.0, for burgers 1.0")
     dt: Positive | None = option(None, "the generator's step; null: 0.05, for burgers 0.005")
-    solver_resolution: Count | None = option(
-        None, "the generator's grid; null: the data's, from 128 for darcy, from 256 for burgers"
-    )
+    solver_resolution: Count | None = option(None, "null: the data's; darcy from 128, burgers 256")
     generator_seed: Seed = option(0, "seed of the generated samples")
     batch_size: Count = option(8, "training samples per step")
     n_train: Count = option(512, "training samples")
     n_validation: Natural = option(0, "samples behind those, only evaluated, to choose options by")
     train_resolution: Count = option(64, "grid points per axis in training")
-    n_tests: Counts = option((64,), "test samples, per test set")
+    n_tests: Counts = option((64,), "test samples, per test set; one entry holds for all")
     test_resolutions: Counts = option((64,), "grid points per axis, per test set")
-    test_batch_sizes: Counts = option((16,), "samples per batch, per test set")
+    test_batch_sizes: Counts = option((16,), "samples per batch, per test set or for all")
     encode_input: bool = option(True, "normalize the input to mean 0 and deviation 1")
     encode_output: bool = option(True, "normalize the target to mean 0 and deviation 1")
 
     def _rules(self):
-        known, n_tests = DIMENSIONS.get(self.problem), len(self.test_resolutions)
+        known, tests = DIMENSIONS.get(self.problem), self.test_resolutions
         defaults = {"dimension": known, **GENERATOR_OPTIONS.get(self.problem, {})}
         for name, default in defaults.items():
             value = getattr(self, name)
@@ -177,10 +158,9 @@ class DataConfig(Options):
         due = "at least 2 with data.train_resolution 1, unless data.encode_input and "
         due += "data.encode_output are False: one number has no deviation"
         yield alone and (self.encode_input or self.encode_output), "n_train", 1, due
-        twice = len(set(self.test_resolutions)) < n_tests
-        yield twice, "test_resolutions", self.test_resolutions, "no entry twice"
-        yield self._repeated("n_tests", n_tests, "data.test_resolutions")
-        yield self._repeated("test_batch_sizes", n_tests, "data.test_resolutions")
+        yield len({*tests}) < len(tests), "test_resolutions", tests, "no entry twice"
+        yield self._repeated("n_tests", len(tests), "data.test_resolutions")
+        yield self._repeated("test_batch_sizes", len(tests), "data.test_resolutions")
 
 
 class FnoConfig(Options):
@@ -201,9 +181,7 @@ class FnoConfig(Options):
     separable: bool = option(False, "spectral weights that do not mix channels")
     activation_checkpoint: bool = option(False, "compute activations anew: less memory, more time")
     transform: Transform = option("auto", "an FFT, matrix products, or what should be faster")
-    fno_block_precision: Precision = option(
-        "full", "float32; bfloat16 with float32 transforms, norms, sums; bfloat16 transforms too"
-    )
+    fno_block_precision: Precision = option("full", "mixed: float32 in transforms; half: bfloat16")
     fno_block_weights_precision: Weights = option("full", "spectral weights: float32, bfloat16")
 
     def _rules(self):
@@ -228,9 +206,7 @@ class OptConfig(Options):
 
     prefix = "opt."
     optimizer_type: Optimizer = option(
-        "tensorgrad",
-        "plain AdamW; Adam on a projection and a second one of what the first left over, or of the "
-        "same gradient; momentum alone on a projection, the rest of the gradient passed on",
+        "tensorgrad", "adamw: no compression; else see docs/train.md"
     )
     tensorgrad: bool | None = option(None, "compress gradients; null: unless optimizer_type adamw")
     proj_type: Kind | None = option(None, "null: low_rank, unstructured_sparse if there are two")
@@ -285,9 +261,9 @@ class OptConfig(Options):
         """The kinds of the projections, none, one or two: the rules of `build_projection`."""
         compressed = self.optimizer_type != "adamw" if self.tensorgrad is None else self.tensorgrad
         first, second = self.proj_type, self.second_proj_type
-        composite = second or (not first and self.optimizer_type in _COMPOSITE)
+        paper = not first and self.optimizer_type in ("tensorgrad", "tensorgrad_sum")
         both = (first or "unstructured_sparse", second or "low_rank")
-        return () if not compressed else both if composite else (first or "low_rank",)
+        return () if not compressed else both if second or paper else (first or "low_rank",)
 
 
 class Config(Options):
@@ -312,7 +288,7 @@ class Config(Options):
         yield opt.naive_galore and rows >= axes, "opt.first_dim_rollup", rows, due
         lengths = f"{axes} entries, one per axis of a spectral weight: its channels and fno.n_modes"
         due = "a number in (0, 1] or an integer >= 1 with opt.naive_galore: a matrix has one rank"
-        for name, kind in zip_longest(("rank", "second_rank"), kinds):
+        for name, kind in zip(("rank", "second_rank"), (*kinds, None, None), strict=False):
             rank = getattr(opt, name)
             many, matrix = isinstance(rank, tuple), opt.naive_galore and kind == "low_rank"
             yield many and len(rank) != axes, f"opt.{name}", rank, lengths
@@ -325,8 +301,7 @@ class Config(Options):
     def unused(self) -> dict[str, str]:
         """The options without effect beside the others, by full name, each with the reason.
 
-        After an explicit `opt.tensorgrad` False the options about projections do not count: AdamW
-        is then the baseline of a comparison, and the other flags may stay where they are.
+        Not those of projections with `opt.tensorgrad` False, the baseline of a comparison.
         """
         opt, kinds = self.opt, self.opt.kinds()
         first, second = (*kinds, None, None)[:2]
@@ -366,7 +341,6 @@ def check_modes(n_modes: tuple[int, ...], dimension: int, reason: str) -> None:
         raise wrong("fno.n_modes", n_modes, f"{entries}: {reason}")
 
 
-_COMPOSITE = ("tensorgrad", "tensorgrad_sum")
 _TUCKER = "n_iter_max_tucker svd_type tucker_warm_restart"
 _GALORE = "galore_2d_proj_type first_dim_rollup"
 _REFRESHED = "proj_type second_proj_type scale on_refresh match_update_size per_layer_opt "
@@ -393,10 +367,6 @@ _NEEDS = [  # an option, the values with which others have an effect, those othe
     ("data.generate", "True", _MADE, _IS),
     ("data.problem", "nsforcing burgers", _FLOW, _IS),
 ]
-OPTIONS = {
-    group.prefix + name: field
-    for group in (Config, DataConfig, FnoConfig, OptConfig)
-    for name, field in group.model_fields.items()
-    if field.description
-}
-"""Every option by its full name."""
+_GROUPS = (Config, DataConfig, FnoConfig, OptConfig)
+# Every option by its full name.
+OPTIONS = {g.prefix + n: f for g in _GROUPS for n, f in g.model_fields.items() if f.description}

@@ -8,16 +8,13 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.training.figures import plot_loss, plot_prediction
-
-if TYPE_CHECKING:
-    from tensorgrad_jax.training.loop import Training
 
 __all__ = [
     "MemoryRow",
@@ -30,8 +27,8 @@ __all__ = [
 ]
 
 
-def write_report(training: Training, folder: Path) -> None:
-    """Write the pictures and the summary of a training, and print the table of bytes."""
+def write_report(training: Any, folder: Path) -> None:
+    """Write the pictures and the summary of a `Training`, and print the table of bytes."""
     plot_loss(training.rows, folder / "loss.png")
     trained = training.data.train[0]["x"].shape[0]
     names = picture_names([test.resolution for test in training.data.tests], trained)
@@ -69,7 +66,8 @@ def write_report(training: Training, folder: Path) -> None:
     )
     print("\nOptimizer state, bytes")
     print(memory_table([row("this run", ours), row("optax.adamw", adamw)]))
-    written = ["summary.json", "metrics.jsonl", "loss.png", *names]
+    metrics = ["metrics.jsonl"] if (folder / "metrics.jsonl").exists() else []
+    written = ["summary.json", *metrics, "loss.png", *names]
     print(f"\nWritten to {folder}: {', '.join(written)}")
 
 
