@@ -4,6 +4,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,7 +15,8 @@ import tensorgrad_jax as tg
 from tensorgrad_jax.data import DataError
 from tensorgrad_jax.training import loop
 from tensorgrad_jax.training.checkpoints import InterruptedRunError
-from tensorgrad_jax.training.data_sets import TestSet, data_sets
+from tensorgrad_jax.training.data_sets import TestSet as OneTest
+from tensorgrad_jax.training.data_sets import data_sets
 from tensorgrad_jax.training.loop import Training
 from tensorgrad_jax.training.report import write_report
 
@@ -27,7 +29,7 @@ def samples(n, points, seed=0, channels=1):
 def training(**options):
     model = FNO((4,), 1, 1, hidden_channels=12, n_layers=1, rngs=nnx.Rngs(0))
     optimizer = tg.tensorgrad(1e-2, specs=tensor_specs)
-    data = data_sets(samples(12, 16), [TestSet(16, samples(3, 16, 1), 2)])
+    data = data_sets(samples(12, 16), [OneTest(16, samples(3, 16, 1), 2)])
     return Training(model, optimizer, data, 1e-2, batch_size=4, **options)
 
 
@@ -44,7 +46,7 @@ def two_epochs():
 
 
 def test_the_model_holds_what_was_trained(two_epochs):
-    x = np.stack([sample["x"] for sample in samples(2, 16, 2)])
+    x = jnp.stack([sample["x"] for sample in samples(2, 16, 2)])
     encoding = two_epochs.data.encoding
     expected = encoding.y.decode(two_epochs.model(encoding.x.encode(x)))
     np.testing.assert_allclose(two_epochs.predict(x), expected, rtol=1e-5, atol=1e-6)
@@ -94,7 +96,7 @@ def test_a_report_needs_no_configuration(two_epochs, tmp_path, capsys):
 
 def test_test_sets_of_other_channels_are_refused():
     with pytest.raises(DataError, match="x has 2 channels, expected 1"):
-        data_sets(samples(4, 8), [TestSet(8, samples(4, 8, channels=2), 2)])
+        data_sets(samples(4, 8), [OneTest(8, samples(4, 8, channels=2), 2)])
     plain = data_sets(samples(4, 8), encode_input=False, encode_output=False)
     assert plain.encoding == (None, None)
 

@@ -40,6 +40,8 @@ from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.memory import peak_bytes
 from tensorgrad_jax.training.step import TrainState, make_error_step, make_train_step, predict
 
+ArrayLike = Any  # NumPy or JAX
+
 
 class DivergedError(Exception):
     """The training loss is not finite any more."""
@@ -140,8 +142,8 @@ class Training:
         finally:
             nnx.update(self.model, self.state.params)
 
-    def predict(self, x: Float[Array, "batch *grid in_channels"]) -> Float[Array, ...]:
-        """Return the prediction (batch, *grid, out_channels), both in physical units."""
+    def predict(self, x: Float[ArrayLike, "batch *grid channels"]) -> Float[Array, ...]:
+        """Return the prediction, (batch, *grid, out_channels); both are in physical units."""
         return self._predict(self.state.params, x)
 
     def compile(self) -> None:
