@@ -197,3 +197,15 @@ def test_peak_memory_does_not_hold_examples_times_parameters(kind):
     assert p > 11.69e6
     assert peak(features, params, x) < 4 * 4 * p + 4 * B * FEATURES
     assert 4 * p / 2 > chunks.CHUNK_NUMBERS * 4
+
+
+def test_features_where_the_first_parameter_is_used_twice():
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((4, 3))}
+    loss = lambda p, x: jnp.mean(jnp.sum(jnp.sin((x * p["a"]) @ p["b"]), 1) * (x @ p["a"]))
+    g = gradients(loss, params, x)
+    matrix = Rademacher(16, K)
+    reduction = Project(matrix, key_from(0))
+    assert [row.method for row in report(loss, reduction)(params, x)] == ["exact", "fast"]
+    features = per_example(loss, reduction)(params, x)[2]
+    assert distance(features, flat(g) @ matrix.materialise(key_from(0))) < 1e-5

@@ -352,7 +352,11 @@ class _Problem:
             total, gradients, parts = self._fast(analysis, values, batch, operands, fast)
             if slow:
                 more = self._exact(values, batch, operands, slow)[2]
-                parts = added({**parts, **more}) if reduction.adds_leaves else {**parts, **more}
+                if reduction.adds_leaves:
+                    # Both are sums over leaves; which leaf they are filed under means nothing.
+                    sums = [*parts.values(), *more.values()]
+                    parts, more = added(dict(enumerate(sums))), {}
+                parts = {**parts, **more}
         results = [parts[i] for i in sorted(parts)]
         return total, gradients, reduction.combine(results, self.structure, self.n)
 
