@@ -76,6 +76,8 @@ def plot(space, time) -> None:
     first.set(xlabel="x", title=f"solution at t = {T}: exact, and every fourth point")
     second.set(xlabel="points", title="relative error, dt = 0.001")
     third.set(xlabel="time step", title="relative error, 256 points")
+    third.set_xticks(STEPS, map(str, STEPS))
+    third.set_xticks([], minor=True)
     first.legend(fontsize=7)
     third.legend(fontsize=8)
     figure.tight_layout()

@@ -92,6 +92,8 @@ def plot(results) -> None:
         for (method, e), mark in zip(errors.items(), ("o-", "x-", "s--", "^:"), strict=True):
             axis.loglog(BUDGETS, e, mark, ms=4, lw=1, label=method)
         axis.set(title=name, xlabel="budget")
+        axis.set_xticks(BUDGETS, map(str, BUDGETS))
+        axis.set_xticks([], minor=True)
     axes[0].set_ylabel("relative error")
     axes[0].legend(fontsize=7)
     figure.tight_layout()

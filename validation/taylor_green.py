@@ -82,6 +82,8 @@ def plot(decay, forced, errors) -> None:
     slope = errors[-1] * (np.array(STEPS) / STEPS[-1]) ** 4
     right.loglog(STEPS, slope, "k:", label="fourth order")
     right.set(xlabel="time step", ylabel="relative error at t = 4")
+    right.set_xticks(STEPS, map(str, STEPS))
+    right.set_xticks([], minor=True)
     for axis in (left, right):
         axis.legend(fontsize=8)
     figure.tight_layout()

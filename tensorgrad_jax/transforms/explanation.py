@@ -111,7 +111,7 @@ def explain(
     Raises:
         ValueError: if a spec or a projection does not fit its parameter.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> import tensorgrad_jax as tg
         >>> shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)

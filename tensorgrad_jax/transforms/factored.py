@@ -74,7 +74,7 @@ def scale_by_factored_rms(
     Raises:
         ValueError: here, if b2 or eps is out of range; at `init`, if a spec does not fit its leaf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> transform = scale_by_factored_rms()
         >>> gradient = jnp.ones((16, 9, 32, 32)).at[0].set(5.0)

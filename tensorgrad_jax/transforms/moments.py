@@ -63,7 +63,7 @@ def scale_by_adam(
         ValueError: if a decay is outside [0, 1), eps is negative or a dtype is not a real
             floating-point one.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> transform = scale_by_adam()
         >>> params = jnp.zeros(2, jnp.complex64)

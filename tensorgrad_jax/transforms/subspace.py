@@ -117,7 +117,7 @@ def in_subspace(
         ValueError: if an argument is not one of these; in `init`, if a spec does not fit its
             parameter, or `on_refresh="transport"` meets a moment it cannot carry.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> import tensorgrad_jax as tg
         >>> params = {"w": jnp.ones((16, 16, 8)), "b": jnp.ones(16)}

@@ -70,7 +70,7 @@ def scale_by_true_adam(
         ValueError: if an argument is not one of these; at an update, if S is missing or does not
             fit a parameter. The message names the parameter.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> transform = scale_by_true_adam(graft=False)
         >>> g, S = jnp.array([1.0, 1.0]), jnp.array([1.0, 4.0])
