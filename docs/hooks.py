@@ -69,7 +69,7 @@ def _in_repository(page: Any, link: str) -> str:
 def _mathml(tex: str, block: bool, page: Any) -> str:
     tex = html.unescape(tex).strip()
     drawn = convert(tex, display="block" if block else "inline")
-    # A command that the converter does not know is left in the formula as it was written.
-    if unknown := re.search(r">\\\w+|merror", drawn):
+    # What the converter does not know is left in the formula as it was written.
+    if unknown := re.search(r">\\\w+|merror|>&amp;<", drawn):
         raise PluginError(f"{page.file.src_uri}: cannot draw {unknown[0].lstrip('>')} in {tex}")
     return drawn

@@ -34,6 +34,16 @@ def tensor_specs(model_or_params: Any) -> Any:
         ValueError: if a spectral weight has no pair of numbers where real and imaginary part are
             expected, because axes were added elsewhere than in front; or if there are neither
             `nnx.Param` nor bias and another axis could be that of the parts.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from tensorgrad_jax.models import FNO, tensor_specs
+        >>> model = nnx.eval_shape(lambda: FNO((8, 8), 1, 1, 16, n_layers=1, rngs=nnx.Rngs(0)))
+        >>> params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        >>> params["blocks"][0]["conv"]["spectral_weight"].shape
+        (2, 8, 5, 16, 16)
+        >>> tensor_specs(params)["blocks"][0]["conv"]["spectral_weight"].complex_axis
+        0
     """
     params = model_or_params
     if isinstance(params, nnx.Module):

@@ -80,6 +80,14 @@ def tensorgrad(
     Raises:
         ValueError: if an argument is not one of these.
 
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> import tensorgrad_jax as tg
+        >>> params = {"w": jnp.ones((16, 16, 8)), "b": jnp.ones(16)}
+        >>> state = jax.eval_shape(tg.tensorgrad(1e-3).init, params)
+        >>> tg.state_bytes(state)["total"]  # of 16516 that optax.adamw has
+        6024
+
     References:
         S. Loeschcke et al., TensorGRaD, arXiv 2501.02379.
     """
@@ -153,6 +161,14 @@ def projected_adamw(
 
     Raises:
         ValueError: if an argument is not one of these.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> import tensorgrad_jax as tg
+        >>> params = {"w": jnp.ones((16, 16, 8)), "b": jnp.ones(16)}
+        >>> state = jax.eval_shape(tg.projected_adamw(1e-3, tg.Tucker(0.1)).init, params)
+        >>> tg.state_bytes(state)["total"]  # of 16516 that optax.adamw has
+        3244
     """
     b1, b2, eps = (_real(x) for x in (b1, b2, eps))
     scaled = in_subspace(
@@ -190,7 +206,10 @@ def subspace_momentum(
 
     Per compressed leaf, with c = project(G) and the momentum m of c,
 
-        update = (lift(m) + G - lift(c)) / (sqrt(v) + eps),
+    $$
+    \text{update} =
+    \frac{\operatorname{lift}(m) + G - \operatorname{lift}(c)}{\sqrt{v} + \varepsilon},
+    $$
 
     the gradient with its part inside the subspace averaged over time, divided by the root of a
     second moment v of the whole gradient that is a product of means over groups of axes. The part
@@ -225,6 +244,14 @@ def subspace_momentum(
 
     Raises:
         ValueError: if an argument is not one of these.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> import tensorgrad_jax as tg
+        >>> params = {"w": jnp.ones((16, 16, 8)), "b": jnp.ones(16)}
+        >>> state = jax.eval_shape(tg.subspace_momentum(1e-3).init, params)
+        >>> tg.state_bytes(state)["total"]  # of 16516 that optax.adamw has
+        2328
     """
     b1, b2, eps = (_real(x) for x in (b1, b2, eps))
     numerator = in_subspace(

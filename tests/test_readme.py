@@ -1,6 +1,5 @@
-"""The README is short, its programs run, its links lead somewhere; the table of options is complete."""
+"""The README is short and its programs run; the table of options is complete."""
 
-import re
 from pathlib import Path
 
 from test_docs import programs, run_programs

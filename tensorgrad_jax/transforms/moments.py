@@ -39,8 +39,10 @@ def scale_by_adam(
 ) -> optax.GradientTransformation:
     r"""Rescale updates by Adam, with one real second moment per entry.
 
-        m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) |g|^2,
-        u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+    $$
+    m \leftarrow b_1 m + (1 - b_1) g, \quad v \leftarrow b_2 v + (1 - b_2) |g|^2, \quad
+    u = \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \varepsilon} .
+    $$
 
     For complex g this is the update along g that does not depend on the phase convention, and it
     stores 12 bytes per complex64 entry; `optax.scale_by_adam` keeps v in a complex array (16).
