@@ -28,8 +28,9 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
+# With --quiet MkDocs would not count warnings, and a wrong link would pass.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 validation: $(VENV)/.train
 	for script in validation/*.py; do $(PY) $$script || exit 1; done
