@@ -66,6 +66,7 @@ def test_what_the_projection_sees():
 def test_projections_are_written_as_one_writes_them():
     how = lambda p: tg.explain(struct(8, 9, 10), tg.TensorSpec(), p).leaves[0].how
     assert how(tg.Tucker(4, method="svd")) == "Tucker(4, method='svd')"
+    assert how(tg.Tucker((..., 0.5))) == "Tucker((..., 0.5))"
     sparse, low_rank = tg.UnstructuredSparse(0.05), tg.Tucker((4, 5, 6))
     written = "(UnstructuredSparse(0.05), Tucker((4, 5, 6)))"
     assert how(tg.Residual(sparse, low_rank)) == f"Residual{written}"

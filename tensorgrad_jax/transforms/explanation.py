@@ -173,6 +173,7 @@ def _short(projection: Projection) -> str:
         value = getattr(projection, field.name)
         if i == 0 or value != field.default:
             text = _short(value) if isinstance(value, Projection) else repr(value)
+            text = text.replace("Ellipsis", "...")
             written.append(text if i == len(written) else f"{field.name}={text}")
     return f"{type(projection).__name__}({', '.join(written)})"
 
