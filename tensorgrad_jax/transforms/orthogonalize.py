@@ -37,10 +37,11 @@ def orthogonalize(
     \text{update} = \text{scale} \cdot \sqrt{\max(m, n)}\, X
     $$
 
-    (complex: $\sqrt{2 \max(m, n)}$) for every matrix X of shape (m, n): then all singular values are
-    within about 30% of one another, and the root mean square of the update's real numbers is about `scale`, whatever the
-    shape. Adam's is between .2, where gradients are noise, and 1, so that one learning rate fits
-    both. Everything is computed in products of real matrices, on the smaller side of X.
+    (complex: $\sqrt{2 \max(m, n)}$) for every matrix X of shape (m, n): then all singular values
+    are within about 30% of one another, and the root mean square of the update's real numbers is
+    about `scale`, whatever the shape. Adam's is between .2, where gradients are noise, and 1, so
+    that one learning rate fits both. Everything is computed in products of real matrices, on the
+    smaller side of X.
 
     A chain with momentum in front is Muon, as of matrices so of tensors and complex numbers:
     `optax.chain(optax.trace(.95, nesterov=True), tg.orthogonalize(specs))`. Inside `in_subspace` it
