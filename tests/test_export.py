@@ -78,6 +78,8 @@ OPTIMIZERS = {
         **specs,
     ),
     "subspace_momentum": lambda **specs: tg.subspace_momentum(1e-3, **specs),
+    "tensor_muon": lambda **specs: tg.tensor_muon(1e-3, **specs),
+    "tensor_muon, whole momentum": lambda **specs: tg.tensor_muon(1e-3, None, **specs),
     "filter_by and Adam": lambda **specs: optax.chain(
         tg.filter_by(tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.2)), **specs),
         optax.adam(1e-3),

@@ -128,12 +128,15 @@ class MomentumState(NamedTuple):
     mu: PyTree[Array]
 
 
-def momentum(b1: ArrayLike = 0.9, mu_dtype: Any = None) -> optax.GradientTransformation:
+def momentum(
+    b1: ArrayLike = 0.9, mu_dtype: Any = None, nesterov: bool = False
+) -> optax.GradientTransformation:
     """Average gradients as Adam's corrected first moment does; `optax.ema` for complex numbers too.
 
     Args:
         b1: decay, in [0, 1).
         mu_dtype: see `scale_by_adam`, whose stored moments these are.
+        nesterov: average the new gradient in once more: b1 m + (1 - b1) g, corrected likewise.
     """
 
     def init_fn(params):
@@ -145,7 +148,10 @@ def momentum(b1: ArrayLike = 0.9, mu_dtype: Any = None) -> optax.GradientTransfo
         mu = _averaged(updates, state.mu, b1)
 
         def corrected_as(g, m):
-            correct = bias_correction(b1, count, jnp.finfo(m.dtype).dtype)
+            # The weights of m add up to 1 - b1^t, those with g once more to 1 - b1^(t + 1).
+            correct = bias_correction(b1, count + nesterov, jnp.finfo(m.dtype).dtype)
+            if nesterov:
+                m = times_real(m, b1) + times_real(g.astype(m.dtype), 1 - b1)
             return times_real(m, 1 / correct).astype(g.dtype)
 
         corrected = jax.tree.map(corrected_as, updates, mu)
