@@ -16,7 +16,7 @@ from tensorgrad_jax.models import FNO, tensor_specs
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.data import UnitGaussianNormalizer
-from tensorgrad_jax.training.build import LOSSES
+from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.step import Encoding, TrainState, make_error_step, make_train_step
 
 PLATFORMS = ("cuda", "tpu")

@@ -8,7 +8,6 @@ from flax import nnx
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.training.build import (
-    LOSSES,
     ForgottenEntries,
     build_gap,
     build_model,
@@ -16,6 +15,7 @@ from tensorgrad_jax.training.build import (
     build_projection,
 )
 from tensorgrad_jax.training.config import parse
+from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.step import (
     Encoding,
     TrainState,
