@@ -24,7 +24,7 @@ from tensorgrad_jax.models import (
 from tensorgrad_jax.models.fourier import choose_method, kept_frequencies
 from tensorgrad_jax.models.layers import ChannelMLP
 
-from tensorgrad_jax.projections.base import TensorSpec
+from tensorgrad_jax.projections.leaf import TensorSpec
 
 # Compiling takes most of the time of these tests: skip what only makes programs faster.
 FAST = {"xla_backend_optimization_level": 0}

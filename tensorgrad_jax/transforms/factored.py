@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32
 
-from tensorgrad_jax.projections.base import TensorSpec
+from tensorgrad_jax.projections.leaf import TensorSpec
 from tensorgrad_jax.projections.plain import plain
 from tensorgrad_jax.transforms.complex_pairs import times_real
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from tensorgrad_jax.projections.base import Compact, LeafProjection
+from tensorgrad_jax.projections.base import Compact
+from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.pairs import Tensor
 from tensorgrad_jax.projections.unstructured import UnstructuredSparse
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
