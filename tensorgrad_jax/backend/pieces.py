@@ -55,11 +55,8 @@ def in_pieces(
         bits = [to_bits(x) for x in arrays]
         if used_again:
             # They wait for another argument, which is a different one in the backward pass.
-            others = [*arrays[1:], arrays[0]]
-            zeros = (
-                unknown_zero(jnp.ravel(y)[0], x.dtype) for x, y in zip(bits, others, strict=True)
-            )
-            bits = [x + zero for x, zero in zip(bits, zeros, strict=True)]
+            firsts = [jnp.ravel(x)[0] for x in (*arrays[1:], arrays[0])]
+            bits = [x + unknown_zero(y, x.dtype) for x, y in zip(bits, firsts, strict=True)]
 
         def part(start, length):
             pieces = (

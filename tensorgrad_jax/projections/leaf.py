@@ -108,8 +108,8 @@ class LeafProjection:
     def _kept_axes(self) -> tuple[int, ...]:
         ndim = len(self.shape)
         axis = self.spec.complex_axis
-        pair = () if axis is None else (axis % ndim,)
-        return tuple(a for a in range(ndim) if a not in self._batch_axes + pair)
+        gone = self._batch_axes + (() if axis is None else (axis % ndim,))
+        return tuple(a for a in range(ndim) if a not in gone)
 
     @property
     def _tensor_dtype(self):
@@ -142,10 +142,10 @@ class LeafProjection:
 
     @property
     def _order(self) -> list[int]:
-        """The axes of the leaf: batches, the pair, what remains."""
+        """The axes of the leaf: batches, the complex axis, what remains."""
         axis = self.spec.complex_axis
-        pair = () if axis is None else (axis % len(self.shape),)
-        return [*self._batch_axes, *pair, *self._kept_axes]
+        parts = () if axis is None else (axis % len(self.shape),)
+        return [*self._batch_axes, *parts, *self._kept_axes]
 
     @property
     def takes_as_stored(self) -> bool:

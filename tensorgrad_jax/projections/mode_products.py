@@ -55,11 +55,9 @@ def project(tensor: Tensor, factors: Factors) -> Inexact[Array, ...]:
 def lift_to_parts(core: Inexact[Array, ...], factors: Factors) -> Float[Array, "parts ..."]:
     """Return real and imaginary part of the tensor of a core, or the one part of a real core."""
     parts_move, sizes = any(map(_is_complex, factors)), list(core.shape)
-    n_parts = 2 if jnp.iscomplexobj(core) else 1
-    if n_parts == 2:
-        x = jnp.stack([core.real, core.imag], axis=-1 if parts_move else 0)
-    else:
-        x = core
+    x, n_parts = core, 1
+    if jnp.iscomplexobj(core):
+        x, n_parts = jnp.stack([core.real, core.imag], axis=-1 if parts_move else 0), 2
     for mode in reversed(range(len(factors))):
         stack, u = _stack(x, sizes, mode, parts_move), factors[mode]
         if u is not None:

@@ -201,8 +201,8 @@ class _InSubspace:
         rule = self._rule(leaves, moments, state.count)
         basis, next_refresh, tensors, compact, given = {}, {}, {}, {}, dict(leaves.arrays)
 
-        # One parameter after the other: while one is projected, arrays as large as it are alive. The
-        # last first, as its gradient comes first out of the backward pass.
+        # One parameter after the other: while one is projected, arrays as large as it are alive.
+        # The last first, as its gradient comes first out of the backward pass.
         done = None
         for index, (name, leaf) in reversed(list(enumerate(leaves.compressed.items()))):
             gradient, arrays = leaves.arrays[name], self._after(state.basis[name], done, leaf)
