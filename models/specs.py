@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tensorgrad_jax.projections.base import TensorSpec
+from tensorgrad_jax.projections.leaf import TensorSpec
 
 
 def tensor_specs(model_or_params: Any) -> Any:

@@ -102,14 +102,14 @@ def tensorgrad(
     References:
         S. Loeschcke et al., TensorGRaD, arXiv 2501.02379.
     """
-    pairs = {"residual": Residual, "sum": Sum}
-    if mode not in pairs:
+    composites = {"residual": Residual, "sum": Sum}
+    if mode not in composites:
         raise ValueError(f"tensorgrad: mode must be 'residual' or 'sum', got {mode!r}")
     sparse, low_rank = UnstructuredSparse(sparse_ratio, sparse_type), Tucker(rank, n_iter)
     if order == "sparse_first":
-        projection = pairs[mode](sparse, low_rank, (lambda_sparse, 1.0))
+        projection = composites[mode](sparse, low_rank, (lambda_sparse, 1.0))
     elif order == "low_rank_first":
-        projection = pairs[mode](low_rank, sparse, (1.0, lambda_sparse))
+        projection = composites[mode](low_rank, sparse, (1.0, lambda_sparse))
     else:
         raise ValueError(
             f"tensorgrad: order must be 'sparse_first' or 'low_rank_first', got {order!r}"

@@ -48,7 +48,8 @@ from tensorgrad_jax.training.step import (
         ),
         ("--opt.proj_type low_rank --opt.scale 0.5", tg.Tucker(0.25, scale=0.5)),
         (
-            "--opt.tensorgrad True --opt.scale 3 --opt.tensorgrad_sum_lambda_sparse 0.5 --opt.scale_by_mask_ratio True",
+            "--opt.tensorgrad True --opt.scale 3 --opt.tensorgrad_sum_lambda_sparse 0.5 "
+            "--opt.scale_by_mask_ratio True",
             tg.Residual(
                 tg.UnstructuredSparse(0.05, scale_by_mask_ratio=True), tg.Tucker(0.2), (1.5, 1.0)
             ),
@@ -64,7 +65,8 @@ from tensorgrad_jax.training.step import (
             ),
         ),
         (
-            "--opt.tensorgrad True --opt.naive_galore True --opt.galore_2d_proj_type left --opt.first_dim_rollup 3",
+            "--opt.tensorgrad True --opt.naive_galore True --opt.galore_2d_proj_type left "
+            "--opt.first_dim_rollup 3",
             tg.Residual(
                 tg.UnstructuredSparse(0.05), tg.MatrixLowRank(0.2, "left", row_axes=(-2, -1, 0))
             ),
@@ -166,7 +168,7 @@ def test_updates_are_made_as_large_as_adamws():
 
 def test_gaps():
     assert build_gap(parse([]).opt, 100) == 50
-    assert build_gap(parse("--opt.tensorgrad True".split()).opt, 100) == 200
+    assert build_gap(parse(["--opt.tensorgrad", "True"]).opt, 100) == 200
     flags = "--opt.update_proj_gap 10 --opt.update_proj_gap_end 40 --opt.update_proj_gap_mode "
     gap = lambda mode, step: int(build_gap(parse((flags + mode).split()).opt, 100)(step))
     assert [gap("linear", s) for s in (0, 50, 100)] == [10, 25, 40]

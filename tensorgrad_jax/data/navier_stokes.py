@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tensorgrad_jax.backend.batches import samples_at_once
 from tensorgrad_jax.data.random_fields import periodic_gaussian_field, split_key
 from tensorgrad_jax.data.time_stepping import runge_kutta_step
 
@@ -193,7 +194,6 @@ def _integrate(
             jax.lax.fori_loop(0, n_steps, runge_kutta_step(slope, half, dt), w), s=(n, n)
         )
 
-    if jax.default_backend() == "cpu":
-        # One sample after the other stays in the cache: a quarter faster than a batch at 64x64.
+    if samples_at_once(len(forcing)) == 1:
         return jax.lax.map(lambda pair: solve(*pair), (forcing, initial_vorticity))
     return jax.vmap(solve)(forcing, initial_vorticity)

@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tensorgrad_jax.ordering import LARGE_BYTES, after
+from tensorgrad_jax.backend.ordering import LARGE_BYTES, after
+from tensorgrad_jax.backend.pieces import over_pieces
 from tensorgrad_jax.per_example.chunks import chunk_size, over_chunks
 from tensorgrad_jax.per_example.program import Operation, Variable, read, run
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
 from tensorgrad_jax.per_example.rules import Rule, rule_for, rule_for_terms
 from tensorgrad_jax.per_example.uses import Analysis, Nested, Use
-from tensorgrad_jax.pieces import reduced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _in_parts(function, batched, d, parts: int):
         return total + function(jax.tree.map(cut, (batched, d)))
 
     start = after(jnp.zeros(struct.shape, struct.dtype), d, LARGE_BYTES)
-    return reduced(add, len(d), -(-len(d) // parts), start)
+    return over_pieces(add, len(d), -(-len(d) // parts), start)
 
 
 def _viewed(use: Use, parameter: Array) -> Array:

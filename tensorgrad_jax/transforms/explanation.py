@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from tensorgrad_jax.projections.base import LeafProjection, Projection
+from tensorgrad_jax.projections.base import Projection
+from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.tucker import Tucker
 from tensorgrad_jax.transforms.leaves import MIN_DIMENSIONS, MIN_SIZE, Specs, take_apart
 from tensorgrad_jax.transforms.moments import scale_by_adam

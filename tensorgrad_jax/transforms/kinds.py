@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from tensorgrad_jax.projections.base import TensorSpec
+from tensorgrad_jax.projections.leaf import TensorSpec
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
 from tensorgrad_jax.transforms.leaves import Specs, named_leaves
 from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters

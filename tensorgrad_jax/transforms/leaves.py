@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from tensorgrad_jax.projections.base import LeafProjection, Projection, TensorSpec
+from tensorgrad_jax.projections.base import Projection
+from tensorgrad_jax.projections.leaf import LeafProjection, TensorSpec
 
 Specs = PyTree | Callable[[PyTree], PyTree] | None
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int32, PyTree
 
 from tensorgrad_jax.projections.pairs import is_pair
 from tensorgrad_jax.projections.plain import plain
-from tensorgrad_jax.transforms.complex_pairs import packed_like, times_real, unpacked
+from tensorgrad_jax.transforms.packing import packed_like, times_real, unpacked
 
 
 class ScaleByAdamState(NamedTuple):
@@ -163,12 +163,12 @@ def momentum(
 
 
 def _first_zeros(params, mu_dtype):
-    """Return first moments at their start, complex ones as pairs where `mu_dtype` is given."""
+    """Return first moments at their start, complex ones packed where `mu_dtype` is given."""
 
     def zeros(p):
-        pair = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
+        packed = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
         dtype = jnp.dtype(mu_dtype or jnp.promote_types(p.dtype, jnp.float32))
-        return jnp.zeros((2, *p.shape), dtype) if pair else jnp.zeros_like(p, dtype)
+        return jnp.zeros((2, *p.shape), dtype) if packed else jnp.zeros_like(p, dtype)
 
     return jax.tree.map(zeros, params)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from tensorgrad_jax.projections.base import TensorSpec
+from tensorgrad_jax.projections.leaf import TensorSpec
 from tensorgrad_jax.projections.pairs import Pair, is_pair
 from tensorgrad_jax.projections.plain import plain
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
