@@ -28,6 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tensorgrad_jax.backend.products import constant_times_each
+
 # Accelerators round the factors of float32 products to fewer bits unless told not to. A transform
 # sums over whole axes, where that error (1e-3) would be seen in the output.
 PRECISION = jax.lax.Precision.HIGHEST
@@ -168,8 +170,7 @@ def _waves(n: int, rows: int) -> np.ndarray:
 def _wave_product(t, n, rows, transposed):
     """`_waves(n, rows)`, or its transpose, applied to axis 1 of t (lead, n or 2 rows, rest)."""
     matrix = _waves(n, rows)
-    matrix = jnp.asarray(matrix.T if transposed else matrix, t.dtype)
-    return jnp.einsum("mn,lnr->lmr", matrix, t, precision=PRECISION)
+    return constant_times_each(matrix.T if transposed else matrix, t)
 
 
 def _fold(real, imag, axis, kept):

@@ -6,7 +6,7 @@ precision; `jax.default_matmul_precision("highest")` raises it where float32 res
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Real
+from jaxtyping import Array, Bool, Float, Real
+
+from tensorgrad_jax.backend.drawing import drawn
 
 from .checks import as_real, check_positive
 from .precision import narrow, product, widen
@@ -60,17 +62,6 @@ def _normal_cdf(x):
     return 0.5 * (1 + jax.lax.erf(x * _INVERSE_SQRT_2))
 
 
-def draw(
-    distribution: Callable[..., Array], key: PRNGKeyArray, shape: Sequence[int]
-) -> Float[Array, "..."]:
-    """Draw float32 samples of a distribution of `jax.random`, as one vector cut to shape.
-
-    XLA compiles a generator of N-dimensional arrays ten times as long as one of vectors: seconds
-    for every shape of a model's weights.
-    """
-    return distribution(key, (math.prod(shape),)).reshape(shape)
-
-
 class ChannelLinear(nnx.Linear):
     """A linear map of the channels at every grid point: x -> x W + b.
 
@@ -101,7 +92,7 @@ class ChannelLinear(nnx.Linear):
         def uniform(key, shape, dtype=jnp.float32, out_sharding=None):
             del out_sharding
             bound = in_channels**-0.5
-            return (2 * bound * draw(jax.random.uniform, key, shape) - bound).astype(dtype)
+            return (2 * bound * drawn(jax.random.uniform, key, shape) - bound).astype(dtype)
 
         super().__init__(
             in_channels,

@@ -9,12 +9,16 @@ Source: Li et al., "Fourier Neural Operator for Parametric Partial Differential 
 2021, section 4, equation (5).
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Real
+
+from tensorgrad_jax.backend.drawing import drawn
+from tensorgrad_jax.backend.ordering import stored
 
 from .checks import as_real, check_choice, check_modes, check_positive
 from .fourier import (
@@ -24,7 +28,6 @@ from .fourier import (
     truncated_irfftn,
     truncated_rfftn,
 )
-from .layers import draw
 from .precision import batched_products, check_precision, widen
 
 
@@ -93,7 +96,7 @@ class SpectralConv(nnx.Module):
         channels = (in_channels,) if separable else (in_channels, out_channels)
         std = (2 / (in_channels + out_channels)) ** 0.5
         # Half of the variance for each of the two parts.
-        weight = draw(jax.random.normal, rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
+        weight = drawn(jax.random.normal, rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
         dtype = jnp.bfloat16 if fno_block_weights_precision == "half" else weight.dtype
         # Layers may be stacked: `tensor_specs` tells added axes from the weight's own by this.
         self.spectral_weight = nnx.Param(weight.astype(dtype), own_axes=weight.ndim)
@@ -154,21 +157,55 @@ class SpectralConv(nnx.Module):
         return (*(range(f.start - n % 2, f.stop - n % 2) for f, n in leading), kept[-1])
 
 
+@jax.custom_jvp
 def _mix_modes(real, imag, weight):
     """(X_r + i X_i)(W_r + i W_i) at every frequency: X a vector, W a matrix over channels."""
-    # One product with both parts of the weight: its gradient is made as a whole then, not as two
-    # arrays that are padded and added.
-    by_real, by_imag = _by_part(_rows(real, imag), weight)
+    by_real, by_imag = _by_part(_rows(real, imag), weight, 0)
     y = by_real[:, 0] - by_imag[:, 1], by_real[:, 1] + by_imag[:, 0]
     return tuple(_grid(part, real.shape) for part in y)
 
 
-def _by_part(x, weight):
+@_mix_modes.defjvp
+def _mix_modes_jvp(primals, tangents):
+    real, imag, weight = primals
+    *dx, dweight = tangents
+    y = _mix_modes(*primals)
+    # The tangents are transposes of the gradients, so that gradients are what is written below.
+    # JAX's own would contract the rows of both factors, for which XLA for CPUs has no fast
+    # product, and would pad and add the parts of the weight's gradient.
+    input_gradient = functools.partial(_input_gradient, weight=weight)
+    from_x = jax.linear_transpose(input_gradient, *y)(tuple(dx))
+    weight_gradient = functools.partial(_weight_gradient, real, imag)
+    from_weight = jax.linear_transpose(weight_gradient, *y)(dweight)
+    return y, tuple(a + b for a, b in zip(from_x, from_weight, strict=True))
+
+
+def _input_gradient(real, imag, weight):
+    """(G_r + i G_i)(W_r - i W_i)^T at every frequency."""
+    by_real, by_imag = _by_part(_rows(real, imag), weight, 1)
+    x = by_real[:, 0] + by_imag[:, 1], by_real[:, 1] - by_imag[:, 0]
+    return tuple(_grid(part, real.shape) for part in x)
+
+
+def _weight_gradient(real, imag, g_real, g_imag):
+    """(X_r - i X_i)^T (G_r + i G_i) at every frequency, summed over the batch."""
+    x = stored(_rows(real, imag).transpose(0, 2, 1))
+    g = jnp.stack([_rows(g_real, g_imag), _rows(g_imag, -g_real)])
+    y = _batched_dot(jnp.broadcast_to(x, (2, *x.shape)), g, 0)
+    return y.reshape(2, *real.shape[1:-1], *y.shape[-2:])
+
+
+def _by_part(x, weight, axis):
     """Rows times real and imaginary part of the weight: (2, frequencies, 2, batch, channels)."""
     weight = weight.reshape(2, -1, *weight.shape[-2:])
-    x = jnp.broadcast_to(x, (2, *x.shape))
-    y = jnp.einsum("pfki,pfio->pfko", x, weight, precision=PRECISION)
+    y = _batched_dot(jnp.broadcast_to(x, (2, *x.shape)), weight, axis)
     return y.reshape(*y.shape[:2], 2, -1, y.shape[-1])
+
+
+def _batched_dot(x, weight, axis):
+    """Contract the last axis of x (2, frequencies, ., .) with this axis of the matrices."""
+    dimensions = (((3,), (2 + axis,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(x, weight, dimensions, precision=PRECISION)
 
 
 def _rows(real, imag):

@@ -1,6 +1,7 @@
 """What the models promise: resolution independence, odd grids, specs, checkpointing, errors."""
 
 import math
+import re
 import sys
 from functools import partial
 
@@ -216,6 +217,26 @@ def test_derivatives_are_those_of_the_function(layer, shape):
             return nnx.merge(graph, variables)(x)
 
         check_grads(apply, (double, x), order=2, modes=("fwd", "rev"), rtol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's matrix products on CPUs")
+def test_gradients_of_the_convolution_take_no_slow_product():
+    """On CPUs XLA has no fast kernel for a product that contracts the rows of its first factor."""
+    conv = SpectralConv(4, 4, (4, 4), transform="matrix", rngs=nnx.Rngs(0))
+    graph, variables = nnx.split(conv)
+
+    def loss(variables, x):
+        return jnp.sum(nnx.merge(graph, variables)(x) ** 2)
+
+    gradient = jax.jit(
+        jax.grad(loss, argnums=(0, 1)), compiler_options={"xla_backend_optimization_level": 3}
+    )
+    text = gradient.lower(variables, jnp.ones((2, 16, 16, 4))).compile().as_text()
+    contracted = re.findall(r" dot\(.*lhs_contracting_dims=\{(\d)\}", text)
+    batches = re.findall(r" dot\(.*lhs_batch_dims=\{([\d,]*)\}", text)
+    assert len(contracted) == len(batches) == 11  # 8 of the two transforms, 3 of the modes
+    # Behind the batch axes come rows, then columns.
+    assert all(int(axis) == b.count(",") + 2 for axis, b in zip(contracted, batches, strict=True))
 
 
 def test_gradients_under_shard_map():

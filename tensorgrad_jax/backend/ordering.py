@@ -56,11 +56,21 @@ def made_apart(function: Callable[[Array], Array], x: Array) -> Array:
     """
 
     def branch(x):
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, x))
-        always = unknown_zero(jnp.ravel(x)[0], jnp.int32) == 0
-        return jax.lax.cond(always, function, lambda _: nothing, x)
+        first, struct = jnp.ravel(x)[0], jax.eval_shape(function, x)
+        nothing = lambda _: jax.lax.full_like(first, 0, struct.dtype, struct.shape)
+        return jax.lax.cond(unknown_zero(first, jnp.int32) == 0, function, nothing, x)
 
     return jax.lax.platform_dependent(x, cpu=branch, default=function)
+
+
+def stored(x: Array) -> Array:
+    """Return `x`; on CPUs as an array in memory, not as a way to read another one.
+
+    XLA for CPUs makes of a product with a transposed array one that contracts rows, which is slow;
+    it does not see through a barrier.
+    """
+    same = lambda x: x
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=same)
 
 
 def unknown_zero(number: Array, dtype: Any) -> Array:

@@ -91,7 +91,7 @@ def blank(shape: tuple[int, ...], dtype: Any, some: Array) -> Array:
     Zeros that depend on nothing would be made early, and shared by the loops that start from them.
     """
     waits = lambda first: jnp.broadcast_to(unknown_zero(first, dtype), shape)
-    zeros = lambda first: jnp.zeros(shape, dtype)
+    zeros = lambda first: jax.lax.full_like(first, 0, dtype, shape)
     return jax.lax.platform_dependent(jnp.ravel(some)[0], cpu=waits, default=zeros)
 
 

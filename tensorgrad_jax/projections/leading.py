@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+
+from tensorgrad_jax.backend.drawing import drawn
 
 # On GPUs a float32 product defaults to TF32, whose 10 bits would spoil the orthogonality of the
 # factors and the error of an exactly low-rank tensor.
@@ -59,8 +63,8 @@ def leading_by_sketch(
     product = lambda a, b: jnp.matmul(a, b, precision=PRECISION)
     adjoint = unfolding.conj().T
     n_random = width if start is None else _OVERSAMPLING
-    # Drawn as a vector: XLA compiles that many times faster than a matrix of random numbers.
-    omega = jax.random.normal(key, (n * n_random,), unfolding.real.dtype).reshape(n, n_random)
+    normal = functools.partial(jax.random.normal, dtype=unfolding.real.dtype)
+    omega = drawn(normal, key, (n, n_random))
     sketch = product(unfolding, omega.astype(unfolding.dtype))
     if start is not None:
         sketch = jnp.concatenate([product(unfolding, product(adjoint, start)), sketch], axis=1)
