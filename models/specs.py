@@ -24,8 +24,8 @@ def tensor_specs(model_or_params: Any) -> Any:
     Returns:
         A tree like the parameters with a `TensorSpec` at each leaf whose last path key is
         `spectral_weight`, and None at all others: those are optimised as they are. The spec names
-        the axis of real and imaginary part and the batch axes, and its groups factor a second
-        moment over the channels, at every frequency.
+        the axis of real and imaginary part and the batch axes; its groups factor a second moment
+        over the channels, at every frequency, and its matrices are those of the channels.
         Its structure is the parameters' own down to their leaves,
         `jax.tree.structure(params).flatten_up_to(specs)` lists the specs in the order of the
         leaves. It can be given as it is, or this function itself as a callable.
@@ -83,7 +83,10 @@ def _spec(name: str, shape: tuple[int, ...], n_added: int) -> TensorSpec:
         )
     *others, a, b = range(n_added + 1, len(shape))
     groups = ((*others, a), (*others, b))
-    return TensorSpec(complex_axis=n_added, batch_axes=tuple(range(n_added)), groups=groups)
+    batch_axes = tuple(range(n_added))
+    return TensorSpec(
+        complex_axis=n_added, batch_axes=batch_axes, groups=groups, matrix_axes=(a, b)
+    )
 
 
 def _without_value(path: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ class TensorSpec:
             axis but those above is in one of them, or in all: then it is factored at every index
             of that axis. None: the two largest axes are factored, at every index of the others.
         matrix_axes: rows and columns of the matrices whose polar factors `orthogonalize` takes, one
-            for every index of the other axes. None: the last two.
+            for every index of the other axes. None: the two largest, the last ones among equals.
     """
 
     complex_axis: int | None = None

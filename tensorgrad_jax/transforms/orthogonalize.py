@@ -51,10 +51,10 @@ def orthogonalize(
     Args:
         specs: which leaves hold matrices, a tree like the updates of `TensorSpec` or None, or a
             function of the updates. `TensorSpec.matrix_axes` are the matrix's rows and columns, the
-            last two axes if None; `complex_axis` holds real and imaginary part; all other axes
-            count matrices. Leaves without a spec are left as they are. Default: every leaf of two
-            or more axes, where it is complex or stands for complex numbers in a compact form as
-            such.
+            two largest axes if None; `complex_axis` holds real and imaginary part; all other axes
+            count matrices. Leaves without a spec are left as they are. Default: the last two axes
+            of every leaf that has as many, of complex ones and of compact forms of complex tensors
+            as such.
         scale: root mean square of the update's real numbers.
         steps: rounds of the iteration; 5 are usual.
         dtype: of the products; None: the leaf's, at least float32. bfloat16 is accurate enough.
@@ -108,10 +108,13 @@ def orthogonalize(
     def of_leaf(name, leaf, spec):
         if spec is None:
             return leaf
-        if is_pair(leaf):
-            return Pair(polar(leaf.parts, 0, leaf.parts.ndim - 2, leaf.parts.ndim - 1))
         complex_axis, rows, columns = matrix_axes(name, leaf, spec)
         return polar(leaf, complex_axis, rows, columns)
+
+    def of_last_axes(leaf):
+        if is_pair(leaf):
+            return Pair(polar(leaf.parts, 0, leaf.parts.ndim - 2, leaf.parts.ndim - 1))
+        return polar(leaf, None, leaf.ndim - 2, leaf.ndim - 1) if leaf.ndim >= 2 else leaf
 
     def init_fn(params):
         del params
@@ -120,9 +123,7 @@ def orthogonalize(
     def update_fn(updates, state, params=None):
         del params
         if specs is None:
-            own = lambda x: TensorSpec() if len(x.shape) >= 2 else None
-            result = jax.tree.map(lambda x: of_leaf("leaf", x, own(x)), updates, is_leaf=is_pair)
-            return result, state
+            return jax.tree.map(of_last_axes, updates, is_leaf=is_pair), state
         arrays, chosen, treedef = named_leaves(updates, specs)
         return treedef.unflatten([of_leaf(n, x, chosen[n]) for n, x in arrays.items()]), state
 
@@ -139,7 +140,8 @@ def matrix_axes(name: str, leaf: Any, spec: TensorSpec) -> tuple[int | None, int
     pair = None if spec.complex_axis is None else spec.complex_axis % ndim
     taken = {pair, *(a % ndim for a in spec.batch_axes)}
     free = [a for a in range(ndim) if a not in taken]
-    wanted = free[-2:] if spec.matrix_axes is None else spec.matrix_axes
+    two_largest = sorted(sorted(free, key=lambda a: (leaf.shape[a], a))[-2:])
+    wanted = two_largest if spec.matrix_axes is None else spec.matrix_axes
     within = all(-ndim <= a < ndim for a in wanted)
     axes = [a % ndim for a in wanted] if within else []
     if len(set(axes)) != 2 or pair in axes:
