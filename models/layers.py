@@ -17,6 +17,8 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float, Real
 
 from tensorgrad_jax.backend.drawing import drawn
+from tensorgrad_jax.backend.gelu import normal_slope
+from tensorgrad_jax.backend.products import sum_of_products
 
 from .checks import as_real, check_positive
 from .precision import narrow, product, widen
@@ -53,9 +55,8 @@ def _gelu_jvp(primals, tangents):
 # Checkpointed: x alone is kept, and the slope is evaluated in the backward pass.
 @jax.checkpoint
 def _gelu_tangent(x, dx):
-    wide = widen(x)
-    slope = _normal_cdf(wide) + wide * (_INVERSE_SQRT_2PI * jnp.exp(-0.5 * wide * wide))
-    return (slope * dx).astype(dx.dtype)
+    exact = lambda x: _normal_cdf(x) + x * (_INVERSE_SQRT_2PI * jnp.exp(-0.5 * x * x))
+    return (normal_slope(exact, widen(x)) * dx).astype(dx.dtype)
 
 
 def _normal_cdf(x):
@@ -117,7 +118,7 @@ class ChannelLinear(nnx.Linear):
         out = None
         if self.dtype is None:
             common = jnp.result_type(x, kernel)
-            y = x.astype(common) @ kernel.astype(common)
+            y = _matmul(x.astype(common), kernel.astype(common))
         else:
             out = jnp.dtype(self.preferred_element_type or self.dtype)
             y = cast(Array, product(x.astype(self.dtype), kernel.astype(self.dtype), out))
@@ -130,6 +131,20 @@ class ChannelLinear(nnx.Linear):
         chosen = (self.precision, self.dot_general, self.promote_dtype)
         plain = (None, jax.lax.dot_general, promote_dtype)
         return chosen == plain and self.dtype in (None, jnp.bfloat16)
+
+
+@jax.custom_jvp
+def _matmul(x, kernel):
+    return x @ kernel
+
+
+@_matmul.defjvp
+def _matmul_jvp(primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y = _matmul(x, kernel)
+    # The tangent as the transpose of the gradient, so that the gradient is `sum_of_products`.
+    (from_kernel,) = jax.linear_transpose(lambda g: sum_of_products(x, g), y)(dkernel)
+    return y, dx @ kernel + from_kernel
 
 
 class ChannelMLP(nnx.Module):

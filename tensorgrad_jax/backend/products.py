@@ -1,4 +1,4 @@
-"""Products of a small matrix with every matrix of a large stack."""
+"""Products of a small and a large factor."""
 
 from __future__ import annotations
 
@@ -44,6 +44,19 @@ def multiply_each(matrix: Float[Array, "m d"], stack: Float[Array, "a d b"]) -> 
     """
     plain = lambda matrix, stack: jnp.einsum("md,adb->amb", matrix, stack, precision=_HIGHEST)
     return jax.lax.platform_dependent(matrix, stack, cpu=_batched, default=plain)
+
+
+def sum_of_products(x: Float[Array, "n i"], y: Float[Array, "n o"]) -> Float[Array, "i o"]:
+    """Return x^T y.
+
+    XLA for CPUs takes half the time for a sum over many rows if the narrow factor comes first. It
+    would turn the factors around again, but for the barrier.
+    """
+    plain = lambda x, y: x.T @ y
+    if x.shape[1] <= y.shape[1]:
+        return plain(x, y)
+    turned = lambda x, y: jax.lax.optimization_barrier(y.T @ x).T
+    return jax.lax.platform_dependent(x, y, cpu=turned, default=plain)
 
 
 def _batched(matrix, stack):
