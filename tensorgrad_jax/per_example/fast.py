@@ -263,7 +263,7 @@ def _by_slabs(slabs: Slabs, leaf: Leaf, reduction: Reduction):
         struct = jax.eval_shape(lambda: part(0, slabs.width))
         add = lambda first, n, total: total + part(first, n)
         total = jnp.zeros(struct.shape, struct.dtype)
-        total = reduced(add, leaf.shape[slabs.axis], slabs.width, total)
+        total = over_pieces(add, leaf.shape[slabs.axis], slabs.width, total)
         return {index: total}, leaf_values, [d]
 
     return reduce
