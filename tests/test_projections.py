@@ -535,6 +535,8 @@ def test_what_a_sparse_part_leaves_over_has_zeros_in_the_place_of_its_entries():
     for options in ({}, {"scale": 0.5}, {"select": "topk"}, {"scale_by_mask_ratio": True}):
         projection = tg.UnstructuredSparse(0.2, **options)
         basis = refreshed(projection, x)
-        rest = projection.complement(x, projection.project(x, basis), basis)
+        compact, rest = projection.split(x, basis)
+        assert jnp.array_equal(compact, projection.project(x, basis))
+        assert jnp.array_equal(rest, projection.complement(x, compact, basis))
         expected = x.ravel().at[projection.indices(basis)].set(0)
         assert jnp.array_equal(rest.ravel(), expected)

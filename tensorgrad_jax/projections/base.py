@@ -105,6 +105,11 @@ class Projection(abc.ABC):
         """Return what `compact`, the compact form of `tensor`, leaves over of it."""
         return self.add_lifted(tensor, compact, basis, -1.0 / self.lift_factor(tensor.shape))
 
+    def split(self, tensor: Tensor, basis: Basis) -> tuple[Compact, Tensor]:
+        """Return the compact form of `tensor` and what it leaves over."""
+        compact = self.project(tensor, basis)
+        return compact, self.complement(tensor, compact, basis)
+
     def add_lifted(
         self, tensor: Tensor, compact: Compact, basis: Basis, weight: float = 1.0
     ) -> Tensor:

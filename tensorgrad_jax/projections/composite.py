@@ -133,8 +133,7 @@ class Residual(_Composite):
         return self.second.complement(residual, compact[1], basis[1])
 
     def _split(self, tensor, basis):
-        compact = self.first.project(tensor, basis)
-        return compact, self.first.complement(tensor, compact, basis)
+        return self.first.split(tensor, basis)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,11 +104,13 @@ def sequentially_truncated(
             products = _gram(stack, scale)
             u = leading_of_gram(complex_gram(products) if parts_move else products, rank)
         else:
-            u = leading(mode, _unfolding(stack, sizes[mode], parts_move) * scale)
+            unfolding = _unfolding(stack, sizes[mode], parts_move)
+            u = leading(mode, unfolding if scale is None else unfolding * scale)
         factors.append(u)
         if any(truncated[mode + 1 :]):  # otherwise it would be the core, which nobody asked for
-            x = _multiplied(stack, _matrix(u, parts_move).T * scale)
-            sizes[mode], scale = rank, jnp.ones_like(scale)
+            matrix = _matrix(u, parts_move).T
+            x = _multiplied(stack, matrix if scale is None else matrix * scale)
+            sizes[mode], scale = rank, None
     return tuple(factors)
 
 
@@ -154,6 +156,12 @@ def _real_rows(stack: Inexact[Array, "a _ b"]) -> Float[Array, "a rows b"]:
     return stack.astype(jnp.promote_types(stack.dtype, jnp.float32))
 
 
+def _is_ready(stack) -> bool:
+    """Whether `_real_rows` makes no copy."""
+    wide = jnp.promote_types(stack.dtype, jnp.float32)
+    return not jnp.iscomplexobj(stack) and stack.dtype == wide
+
+
 def _longer_side(stack) -> int:
     return 0 if stack.shape[0] >= stack.shape[2] else 2
 
@@ -161,14 +169,16 @@ def _longer_side(stack) -> int:
 def _multiplied(stack: Inexact[Array, "a _ b"], matrix: Float[Array, "m d"]) -> Array:
     """Return the matrix times each matrix of a stack."""
     product = lambda x, m: multiply_each(m, _real_rows(x))
-    if not jnp.iscomplexobj(stack) and stack.dtype == matrix.dtype:
+    if _is_ready(stack):
         return product(stack, matrix)
     axis = _longer_side(stack)
     return in_pieces(product, (stack, matrix), (axis, None), axis)
 
 
-def _gram(stack: Inexact[Array, "a _ b"], scale: Float[Array, ""]) -> Float[Array, "d d"]:
-    """Return the sum of (s X)(s X)^T over the matrices of a stack."""
+def _gram(stack: Inexact[Array, "a _ b"], scale: Float[Array, ""] | None) -> Float[Array, "d d"]:
+    """Return the sum of (s X)(s X)^T over the matrices of a stack; None: s = 1."""
+    if scale is None:
+        return gram(stack)
     scaled = lambda x, s: gram(_real_rows(x) * s)
     return in_pieces(scaled, (stack, scale), (_longer_side(stack), None), None)
 
@@ -176,6 +186,8 @@ def _gram(stack: Inexact[Array, "a _ b"], scale: Float[Array, ""]) -> Float[Arra
 def _largest_magnitude(stack: Inexact[Array, "a d b"]) -> Float[Array, ""]:
     """Return max |x| over real numbers, max of |real| and |imaginary part| over complex ones."""
     largest = lambda x: jnp.max(jnp.abs(_real_rows(x)))
+    if _is_ready(stack):
+        return largest(stack)
     return in_pieces(largest, (stack,), (_longer_side(stack),), None, jnp.maximum)
 
 

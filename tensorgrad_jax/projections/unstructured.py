@@ -123,12 +123,7 @@ class UnstructuredSparse(Projection):
 
     def project(self, tensor: Tensor, basis: KeptEntries) -> Inexact[Array, " k"]:
         """Gather the kept entries."""
-        indices = self.indices(basis)
-        if not isinstance(tensor, Pair):
-            return _gather(tensor, indices)
-        entries = _gather(tensor.parts, _of_parts(indices, tensor.size))
-        wide = entries.astype(jnp.promote_types(entries.dtype, jnp.float32))
-        return jax.lax.complex(*wide.reshape(2, -1))
+        return _kept(tensor, self.indices(basis))
 
     def lift(self, compact: Inexact[Array, " k"], basis: KeptEntries) -> Inexact[Array, ...]:
         """Scatter the entries into zeros."""
@@ -160,9 +155,12 @@ class UnstructuredSparse(Projection):
     ) -> Tensor:
         """Return the tensor with zeros in the place of the kept entries."""
         del compact
+        return _without(tensor, self.indices(basis))
+
+    def split(self, tensor: Tensor, basis: KeptEntries) -> tuple[Inexact[Array, " k"], Tensor]:
+        """Gather the kept entries and put zeros in their place; the indices are drawn once."""
         indices = self.indices(basis)
-        cleared = lambda x: cleared_entries(x.reshape(-1, tensor.size), indices).reshape(x.shape)
-        return jax.tree.map(cleared, tensor)
+        return _kept(tensor, indices), _without(tensor, indices)
 
     def lift_factor(self, shape: tuple[int, ...]) -> float:
         """Return `scale`, times sqrt(size / kept) where that is asked for."""
@@ -204,3 +202,16 @@ def _scatter_add(x, entries, indices):
 def _of_parts(indices, size):
     """Return the indices within real and imaginary parts, one behind the other."""
     return jnp.concatenate([indices, indices + size])
+
+
+def _kept(tensor, indices):
+    if not isinstance(tensor, Pair):
+        return _gather(tensor, indices)
+    entries = _gather(tensor.parts, _of_parts(indices, tensor.size))
+    wide = entries.astype(jnp.promote_types(entries.dtype, jnp.float32))
+    return jax.lax.complex(*wide.reshape(2, -1))
+
+
+def _without(tensor, indices):
+    cleared = lambda x: cleared_entries(x.reshape(-1, tensor.size), indices).reshape(x.shape)
+    return jax.tree.map(cleared, tensor)
