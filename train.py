@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
 
     try:
         config = parse(argv)
-        from tensorgrad_jax.training.allocator import keep_freed_memory
+        from tensorgrad_jax.backend.allocator import keep_freed_memory
 
         keep_freed_memory()
         from tensorgrad_jax.data import DataError

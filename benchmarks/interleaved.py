@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from tensorgrad_jax.training.allocator import keep_freed_memory
+from tensorgrad_jax.backend.allocator import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 # As train.py does; PyTorch's caching is left as it is.

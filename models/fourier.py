@@ -28,6 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tensorgrad_jax.backend.products import constant_times_each
+
 # Accelerators round the factors of float32 products to fewer bits unless told not to. A transform
 # sums over whole axes, where that error (1e-3) would be seen in the output.
 PRECISION = jax.lax.Precision.HIGHEST
@@ -165,27 +167,10 @@ def _waves(n: int, rows: int) -> np.ndarray:
     return np.concatenate([np.cos(angle), -np.sin(angle)])
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _wave_product(t, n, rows, transposed):
     """`_waves(n, rows)`, or its transpose, applied to axis 1 of t (lead, n or 2 rows, rest)."""
     matrix = _waves(n, rows)
-    matrix = jnp.asarray(matrix.T if transposed else matrix, t.dtype)
-    # The matrix gets the batch axis explicitly: otherwise XLA moves the axes of t, which is the
-    # large one, and on CPUs that takes longer than the product.
-    matrix = jnp.broadcast_to(matrix, (len(t), *matrix.shape))
-    return jax.lax.dot_general(matrix, t, (((2,), (1,)), ((0,), (0,))), precision=PRECISION)
-
-
-@_wave_product.defjvp
-def _wave_product_jvp(n, rows, transposed, primals, tangents):
-    (t,), (dt,) = primals, tangents
-    y = _wave_product(t, n, rows, transposed)
-    # The tangent as the transpose of the gradient: a gradient then is a product of the other
-    # matrix as it is stored. Left to JAX it would contract the rows of this one, for which XLA
-    # has no fast kernel on CPUs.
-    gradient = lambda g: _wave_product(g, n, rows, not transposed)
-    (dy,) = jax.linear_transpose(gradient, y)(dt)
-    return y, dy
+    return constant_times_each(matrix.T if transposed else matrix, t)
 
 
 def _fold(real, imag, axis, kept):

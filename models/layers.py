@@ -6,7 +6,7 @@ precision; `jax.default_matmul_precision("highest")` raises it where float32 res
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -14,7 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Real
+from jaxtyping import Array, Bool, Float, Real
+
+from tensorgrad_jax.backend.drawing import drawn
+from tensorgrad_jax.backend.gelu import normal_slope
+from tensorgrad_jax.backend.products import sum_of_products
 
 from .checks import as_real, check_positive
 from .precision import narrow, product, widen
@@ -48,50 +52,15 @@ def _gelu_jvp(primals, tangents):
     return _gelu(x), _gelu_tangent(x, dx)
 
 
-# Checkpointed, so that x alone is kept and the slope is evaluated in the backward pass, in one loop
-# with the product.
+# Checkpointed: x alone is kept, and the slope is evaluated in the backward pass.
 @jax.checkpoint
 def _gelu_tangent(x, dx):
-    return (_gelu_slope(widen(x)) * dx).astype(dx.dtype)
-
-
-# Phi(x) + x phi(x) = 1/2 + x P(x^2) / Q(x^2) for |x| <= 5.75, beyond which it is 0 or 1.
-# Coefficients in ascending order, fitted for the smallest maximal error (3.3e-7 with round-off).
-_SLOPE_ENDS = 5.75
-_SLOPE_P = (0.79788536, -0.030995315, 0.0142302, 1.9234287e-05, 3.5954559e-05, 1.9291039e-07)
-_SLOPE_Q = (1.0, 0.29449472, 0.040980313, 0.0035230258, 0.00019203713, 8.9518195e-06)
-
-
-def _gelu_slope(x):
-    """The derivative of GELU."""
-    if x.dtype != jnp.float32:
-        return _normal_cdf(x) + x * (_INVERSE_SQRT_2PI * jnp.exp(-0.5 * x * x))
-    # A third of the time of the error function and the exponential together.
-    x = jnp.clip(x, -_SLOPE_ENDS, _SLOPE_ENDS)
-    u = x * x
-    return 0.5 + x * (_polynomial(u, _SLOPE_P) / _polynomial(u, _SLOPE_Q))
-
-
-def _polynomial(u, coefficients):
-    value = jnp.full_like(u, coefficients[-1])
-    for c in coefficients[-2::-1]:
-        value = value * u + c
-    return value
+    exact = lambda x: _normal_cdf(x) + x * (_INVERSE_SQRT_2PI * jnp.exp(-0.5 * x * x))
+    return (normal_slope(exact, widen(x)) * dx).astype(dx.dtype)
 
 
 def _normal_cdf(x):
     return 0.5 * (1 + jax.lax.erf(x * _INVERSE_SQRT_2))
-
-
-def draw(
-    distribution: Callable[..., Array], key: PRNGKeyArray, shape: Sequence[int]
-) -> Float[Array, "..."]:
-    """Draw float32 samples of a distribution of `jax.random`, as one vector cut to shape.
-
-    XLA compiles a generator of N-dimensional arrays ten times as long as one of vectors: seconds
-    for every shape of a model's weights.
-    """
-    return distribution(key, (math.prod(shape),)).reshape(shape)
 
 
 class ChannelLinear(nnx.Linear):
@@ -124,7 +93,7 @@ class ChannelLinear(nnx.Linear):
         def uniform(key, shape, dtype=jnp.float32, out_sharding=None):
             del out_sharding
             bound = in_channels**-0.5
-            return (2 * bound * draw(jax.random.uniform, key, shape) - bound).astype(dtype)
+            return (2 * bound * drawn(jax.random.uniform, key, shape) - bound).astype(dtype)
 
         super().__init__(
             in_channels,
@@ -173,17 +142,9 @@ def _matmul(x, kernel):
 def _matmul_jvp(primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
     y = _matmul(x, kernel)
-    # The tangent as the transpose of the gradient, so that the gradient is what is written below.
-    (from_kernel,) = jax.linear_transpose(lambda g: _kernel_gradient(x, g), y)(dkernel)
+    # The tangent as the transpose of the gradient, so that the gradient is `sum_of_products`.
+    (from_kernel,) = jax.linear_transpose(lambda g: sum_of_products(x, g), y)(dkernel)
     return y, dx @ kernel + from_kernel
-
-
-def _kernel_gradient(x, g):
-    """x^T g, narrow factor first: on CPUs a sum over many rows takes half the time that way."""
-    if x.shape[-1] <= g.shape[-1]:
-        return x.T @ g
-    # XLA would turn it around again, but for the barrier.
-    return jax.lax.optimization_barrier(g.T @ x).T
 
 
 class ChannelMLP(nnx.Module):

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Float32
 
-from tensorgrad_jax.bfloat16 import from_bits, to_bits
-from tensorgrad_jax.pieces import filled, reduced
+from tensorgrad_jax.backend.pieces import in_pieces
 
 from .checks import check_choice
 from .linear_maps import linear_map
@@ -29,9 +28,7 @@ from .linear_maps import linear_map
 PRECISIONS = ("full", "mixed", "half")
 WEIGHTS_PRECISIONS = ("full", "half")
 
-# On CPUs a product of bfloat16 matrices is one of float32 copies. They are made piece by piece
-# there, of about this many bytes, never of a whole factor.
-_CPU_COPY_BYTES = 2**21
+_in_pieces = functools.partial(in_pieces, used_again=True)
 
 
 def check_precision(owner: str, precision: str, weights_precision: str) -> None:
@@ -70,7 +67,7 @@ def product(
     Without that the backward pass of a float32 result would be products of float32 with bfloat16,
     for which the large factor is copied to float32.
     """
-    return _piecewise(_matmul(dtype), (x, weight), (0, None), 0)
+    return _in_pieces(_matmul(dtype), (x, weight), (0, None), 0)
 
 
 @product.defjvp
@@ -78,9 +75,9 @@ def _product_jvp(dtype, primals, tangents):
     def gradient(factors, cotangents):
         (x, weight), (g,) = factors, cotangents
         g = g.astype(x.dtype)
-        dx = _piecewise(_matmul(x.dtype), (g, weight.T), (0, None), 0)
+        dx = _in_pieces(_matmul(x.dtype), (g, weight.T), (0, None), 0)
         transposed = lambda x, g: jax.lax.dot(x.T, g, preferred_element_type=jnp.float32)
-        dweight = _piecewise(transposed, (x, g), (0, 0), None)
+        dweight = _in_pieces(transposed, (x, g), (0, 0), None)
         return dx, dweight.astype(weight.dtype)
 
     tangent = _tangent_of_product(_matmul(dtype))
@@ -99,7 +96,7 @@ def batched_products(
 
     The cotangent is rounded to bfloat16, and the gradient with respect to `weight` is bfloat16.
     """
-    return _piecewise(_batched_dot((3, 2), jnp.float32), (x, weight), (1, 1), 1)
+    return _in_pieces(_batched_dot((3, 2), jnp.float32), (x, weight), (1, 1), 1)
 
 
 @batched_products.defjvp
@@ -107,8 +104,8 @@ def _batched_products_jvp(primals, tangents):
     def gradient(factors, cotangents):
         (x, weight), (g,) = factors, cotangents
         g = g.astype(x.dtype)
-        dx = _piecewise(_batched_dot((3, 3), jnp.bfloat16), (g, weight), (1, 1), 1)
-        return dx, _piecewise(_batched_dot((2, 2), jnp.bfloat16), (x, g), (1, 1), 1)
+        dx = _in_pieces(_batched_dot((3, 3), jnp.bfloat16), (g, weight), (1, 1), 1)
+        return dx, _in_pieces(_batched_dot((2, 2), jnp.bfloat16), (x, g), (1, 1), 1)
 
     tangent = _tangent_of_product(_batched_dot((3, 2), jnp.float32))
     return batched_products(*primals), linear_map(tangent, gradient, primals, tangents)[0]
@@ -125,57 +122,3 @@ def _tangent_of_product(product):
         return (product(dx, weight) + product(x, dweight),)
 
     return tangent
-
-
-def _piecewise(function, arrays, axes, out_axis):
-    """`function(*arrays)`, on CPUs for a piece of the arrays at a time.
-
-    Args:
-        function: of the arrays; what it returns is a concatenation or a sum over pieces.
-        arrays: its arguments.
-        axes: the axis that is cut, per argument; None for one that is not.
-        out_axis: the axis along which the results are joined; None if they are added.
-    """
-    cut = [(x, axis) for x, axis in zip(arrays, axes, strict=True) if axis is not None]
-    n = cut[0][0].shape[cut[0][1]]
-    widths = [x.size // n for x, _ in cut]
-    if out_axis is not None:
-        widths.append(jax.eval_shape(function, *arrays).size // n)
-    piece = max(1, _CPU_COPY_BYTES // (4 * max(1, *widths)))
-    if piece >= n:
-        return function(*arrays)
-
-    def in_pieces(*arrays):
-        struct = jax.eval_shape(function, *arrays)
-        # Each use of an array waits for the other factor: otherwise the integers of a weight would
-        # be made once and kept from the forward to the backward pass.
-        bits = [to_bits(x) + _zero(y) for x, y in zip(arrays, reversed(arrays), strict=True)]
-
-        def part(start, length):
-            pieces = (
-                x if axis is None else jax.lax.dynamic_slice_in_dim(x, start, length, axis)
-                for x, axis in zip(bits, axes, strict=True)
-            )
-            return function(*(from_bits(x, jnp.bfloat16) for x in pieces))
-
-        if out_axis is None:
-            add = lambda start, length, total: total + part(start, length)
-            return reduced(add, n, piece, jnp.zeros(struct.shape, struct.dtype))
-
-        joined: int = out_axis
-
-        def put(start, length, out):
-            new = to_bits(part(start, length))
-            return jax.lax.dynamic_update_slice_in_dim(out, new, start, joined)
-
-        # All of it is overwritten. Zeros would be shared by all loops, and copied early.
-        dtype = jnp.uint16 if struct.dtype == jnp.bfloat16 else struct.dtype
-        blank = jnp.broadcast_to(bits[0].ravel()[0].astype(dtype), struct.shape)
-        return from_bits(filled(put, n, piece, blank), struct.dtype)
-
-    return jax.lax.platform_dependent(*arrays, cpu=in_pieces, default=function)
-
-
-def _zero(x):
-    """A zero that depends on `x`, and of which the compiler does not know that it is one."""
-    return (to_bits(x.ravel()[0]) & jnp.uint16(0x7FFF)) >> 15

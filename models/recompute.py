@@ -1,9 +1,7 @@
-"""Activation checkpointing that also saves memory on CPUs.
+"""Activation checkpointing: of a layer only its input is kept for the backward pass.
 
-`jax.checkpoint` keeps the compiler from merging or moving the second evaluation with optimization
-barriers. XLA drops them on CPUs before it schedules, and then runs the second evaluation right
-beside the first: everything is kept after all, and computed twice. Here the second evaluation
-really depends on the cotangent that it is for, so that no scheduler can begin it early.
+What `jax.checkpoint` does, for modules whose call changes them, and on CPUs too, where XLA drops
+the barriers that `jax.checkpoint` relies on and evaluates twice at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
+
+from tensorgrad_jax.backend.ordering import not_merged
 
 from .linear_maps import linear_map
 
@@ -66,7 +66,7 @@ def apply_recomputed(
 
     def gradient(kept, cotangents):
         *variables, x = kept
-        function, at = differentiable([*variables, _after(x, cotangents[0])])
+        function, at = differentiable([*variables, not_merged(x, cotangents[0])])
         return jax.vjp(function, *at)[1](tuple(cotangents))
 
     recomputed = jax.custom_jvp(apply)
@@ -98,10 +98,3 @@ def _arrays(tree: PyTree) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array
         return treedef.unflatten([changed.get(i, leaf) for i, leaf in enumerate(leaves)])
 
     return [leaves[i] for i in places], with_arrays
-
-
-def _after(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x`, but not before `other` is there; if its first entry is NaN, so is the result."""
-    first = other.ravel()[0]
-    # The compiler cannot know that this is zero. Gradients from a NaN are NaN anyway.
-    return x + jnp.where(jnp.isnan(first), first, 0).astype(x.dtype)

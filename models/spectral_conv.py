@@ -17,6 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Real
 
+from tensorgrad_jax.backend.drawing import drawn
+from tensorgrad_jax.backend.ordering import stored
+
 from .checks import as_real, check_choice, check_modes, check_positive
 from .fourier import (
     PRECISION,
@@ -25,7 +28,6 @@ from .fourier import (
     truncated_irfftn,
     truncated_rfftn,
 )
-from .layers import draw
 from .precision import batched_products, check_precision, widen
 
 
@@ -94,7 +96,7 @@ class SpectralConv(nnx.Module):
         channels = (in_channels,) if separable else (in_channels, out_channels)
         std = (2 / (in_channels + out_channels)) ** 0.5
         # Half of the variance for each of the two parts.
-        weight = draw(jax.random.normal, rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
+        weight = drawn(jax.random.normal, rngs.params(), (2, *modes, *channels)) * (std * 0.5**0.5)
         dtype = jnp.bfloat16 if fno_block_weights_precision == "half" else weight.dtype
         # Layers may be stacked: `tensor_specs` tells added axes from the weight's own by this.
         self.spectral_weight = nnx.Param(weight.astype(dtype), own_axes=weight.ndim)
@@ -168,9 +170,9 @@ def _mix_modes_jvp(primals, tangents):
     real, imag, weight = primals
     *dx, dweight = tangents
     y = _mix_modes(*primals)
-    # The tangents as transposes of the gradients, so that gradients are what is written below.
-    # Left to JAX, their products contract the rows of both factors, for which XLA has no fast
-    # kernel on CPUs, and the parts of the weight's gradient are padded and added.
+    # The tangents are transposes of the gradients, so that gradients are what is written below.
+    # JAX's own would contract the rows of both factors, for which XLA for CPUs has no fast
+    # product, and would pad and add the parts of the weight's gradient.
     input_gradient = functools.partial(_input_gradient, weight=weight)
     from_x = jax.linear_transpose(input_gradient, *y)(tuple(dx))
     weight_gradient = functools.partial(_weight_gradient, real, imag)
@@ -187,8 +189,7 @@ def _input_gradient(real, imag, weight):
 
 def _weight_gradient(real, imag, g_real, g_imag):
     """(X_r - i X_i)^T (G_r + i G_i) at every frequency, summed over the batch."""
-    # Behind the barrier the transposed rows are an array of their own and not a way to read one.
-    x = jax.lax.optimization_barrier(_rows(real, imag).transpose(0, 2, 1))
+    x = stored(_rows(real, imag).transpose(0, 2, 1))
     g = jnp.stack([_rows(g_real, g_imag), _rows(g_imag, -g_real)])
     y = _batched_dot(jnp.broadcast_to(x, (2, *x.shape)), g, 0)
     return y.reshape(2, *real.shape[1:-1], *y.shape[-2:])

@@ -22,6 +22,7 @@ from tensorgrad_jax.projections import Tucker as Tucker
 from tensorgrad_jax.projections import UnstructuredSparse as UnstructuredSparse
 from tensorgrad_jax.projections import plan_ranks as plan_ranks
 from tensorgrad_jax.transforms import apply_updates as apply_updates
+from tensorgrad_jax.transforms import explain as explain
 from tensorgrad_jax.transforms import exponential2_gap as exponential2_gap
 from tensorgrad_jax.transforms import exponential_gap as exponential_gap
 from tensorgrad_jax.transforms import filter_by as filter_by

@@ -10,8 +10,7 @@ import optax
 import pytest
 
 import tensorgrad_jax as tg
-from tensorgrad_jax import ordering
-from tensorgrad_jax.projections import mode_products
+from tensorgrad_jax.backend import ordering, pieces
 
 SPECS = {"pair": tg.TensorSpec(0), "complex": tg.TensorSpec(), "dense": None}
 COMPOSITE = tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.2))
@@ -401,7 +400,7 @@ def test_the_order_of_work_does_not_change_the_result(per_layer, monkeypatch):
 def test_an_update_needs_little_more_than_one_tensor(dtype, monkeypatch):
     """Updates of three parameters with all temporaries, refreshes included: 4.5 in float32."""
     monkeypatch.setattr(ordering, "LARGE_BYTES", 0)
-    monkeypatch.setattr(mode_products, "PIECE_BYTES", 2**14)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2**14)
     params = {f"w{i}": jax.ShapeDtypeStruct((2, 32, 32, 32), dtype) for i in range(3)}
     optimizer = tg.projected_adamw(1e-2, COMPOSITE, specs=dict.fromkeys(params, tg.TensorSpec(0)))
     state = jax.eval_shape(optimizer.init, params)

@@ -8,6 +8,8 @@ from flax import nnx
 from tensorgrad_jax.models import FNO, precision
 from tensorgrad_jax.models.linear_maps import linear_map
 
+from tensorgrad_jax.backend import pieces
+
 SETTINGS = [
     {"fno_block_precision": "mixed"},
     {"fno_block_precision": "mixed", "fno_block_weights_precision": "half"},
@@ -85,7 +87,7 @@ def test_derivatives_are_those_of_the_float32_model(options, plain):
 @pytest.mark.parametrize("n_bytes", [2**21, 4 * 5 * 4], ids=["whole", "by pieces"])
 def test_second_derivatives_of_products_by_pieces(n_bytes, monkeypatch):
     """Pieces are cut out as integers: a derivative through these would be zero."""
-    monkeypatch.setattr(precision, "_CPU_COPY_BYTES", n_bytes)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", n_bytes)
     x, w = normal((11, 5), 0, jnp.bfloat16), normal((5, 4), 1, jnp.bfloat16)
     a, b = normal((2, 7, 3, 5), 2, jnp.bfloat16), normal((2, 7, 5, 4), 3, jnp.bfloat16)
 

@@ -133,6 +133,18 @@ def test_a_core_of_full_rank_is_the_whole_momentum():
     assert not np.allclose(updates[2], updates[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("projection", [None, tg.Tucker((..., 0.5, 0.5), factors="real")])
+def test_channels_need_not_be_the_last_axes(projection):
+    """A convolution with its channels first, as Equinox and PyTorch have them."""
+    last = {"w": jnp.asarray(draw(3, 3, 8, 6), jnp.float32)}
+    first = {"w": jnp.moveaxis(last["w"], (2, 3), (0, 1))}
+    options = {"update_proj_gap": 2, "specs": {"w": tg.TensorSpec()}, "mu_dtype": None}
+    make = lambda: tg.tensor_muon(1e-2, projection, **options)
+    updates = [(t := make()).update(g, t.init(g))[0]["w"] for g in (last, first)]
+    assert updates[1].shape == (8, 6, 3, 3)
+    np.testing.assert_allclose(jnp.moveaxis(updates[1], (0, 1), (2, 3)), updates[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_a_weight_of_what_lies_outside_compresses_the_momentum_after_every_step(nesterov):
     b, projection = 0.9, tg.Tucker((2, 3, 2))

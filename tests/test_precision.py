@@ -11,6 +11,7 @@ from flax import nnx
 from tensorgrad_jax.models import FNO, SpectralConv, precision, tensor_specs
 
 import tensorgrad_jax as tg
+from tensorgrad_jax.backend import pieces
 from tensorgrad_jax.training.losses import lp_loss
 
 HALF = {"fno_block_precision": "mixed", "fno_block_weights_precision": "half"}
@@ -209,11 +210,11 @@ def test_products_by_pieces_are_the_whole_products(monkeypatch):
         return jax.value_and_grad(f, (0, 1, 2, 3), has_aux=True)(x, w, p, k)
 
     whole = jax.jit(values)(x, w, p, k)
-    monkeypatch.setattr(precision, "_CPU_COPY_BYTES", 4 * 2 * 5 * 4 * 3)  # 3 of 7, 24 of 11
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * 2 * 5 * 4 * 3)  # 3 of 7, 24 of 11
     for n_bytes in (4 * 2 * 5 * 4 * 3, 4 * 5 * 4):  # pieces of 3 + 3 + 1; of 4 + 4 + 3
-        monkeypatch.setattr(precision, "_CPU_COPY_BYTES", n_bytes)
-        pieces = jax.jit(lambda *a: values(*a))(x, w, p, k)
-        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+        monkeypatch.setattr(pieces, "PIECE_BYTES", n_bytes)
+        in_pieces = jax.jit(lambda *a: values(*a))(x, w, p, k)
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(in_pieces), strict=True):
             assert a.dtype == b.dtype
             assert error(b, a) < (1e-6 if a.dtype == jnp.float32 else 4e-3)
     expected = np.einsum("pmki,pmio->pmko", *(np.asarray(a, np.float64) for a in (x, w)))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.projections import LeafProjection, mode_products
+from tensorgrad_jax.backend import pieces
+from tensorgrad_jax.projections import LeafProjection
 from tensorgrad_jax.projections.pairs import Pair, as_array
 
 # A new projection is tested the day it is listed here.
@@ -493,7 +494,7 @@ def test_large_tensors_are_handled_by_pieces_with_the_same_result(dtype, monkeyp
 
     whole = jax.jit(run)(pair)
     for columns in (1, 4, 16):  # of 35, 21 or 30: with and without a rest
-        monkeypatch.setattr(mode_products, "PIECE_BYTES", columns * 6 * 8)
+        monkeypatch.setattr(pieces, "PIECE_BYTES", columns * 6 * 8)
         by_pieces = jax.jit(lambda pair: run(pair))(pair)
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(by_pieces), strict=True):
             assert a.dtype == b.dtype
@@ -528,13 +529,14 @@ def test_temporaries_stay_below_one_and_a_half_tensors(method, channels_last):
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * n_bytes
 
 
-def test_the_sparse_part_is_split_off_as_it_is_projected():
-    """`split` is `project` and `complement`, whatever the factors of the lift."""
-    x = random(0, (6, 5, 4), jnp.complex64)
+def test_what_a_sparse_part_leaves_over_has_zeros_in_the_place_of_its_entries():
+    """Exactly, and whatever the factors of the lift."""
+    x = jnp.asarray(random(0, (6, 5, 4), jnp.complex64))
     for options in ({}, {"scale": 0.5}, {"select": "topk"}, {"scale_by_mask_ratio": True}):
         projection = tg.UnstructuredSparse(0.2, **options)
         basis = refreshed(projection, x)
         compact, rest = projection.split(x, basis)
-        expected = projection.project(x, basis)
-        assert jnp.array_equal(compact, expected)
-        assert jnp.array_equal(rest, projection.complement(x, expected, basis))
+        assert jnp.array_equal(compact, projection.project(x, basis))
+        assert jnp.array_equal(rest, projection.complement(x, compact, basis))
+        expected = x.ravel().at[projection.indices(basis)].set(0)
+        assert jnp.array_equal(rest.ravel(), expected)

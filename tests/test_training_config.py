@@ -204,21 +204,33 @@ def test_help_names_every_option(capsys):
             "--opt.naive_galore True --opt.proj_type unstructured_sparse",
             ["no effect", "the projection is unstructured_sparse"],
         ),
-        ("--opt.galore_2d_proj_type left", ["no effect", "opt.naive_galore is False"]),
-        ("--opt.first_dim_rollup 2", ["no effect", "opt.naive_galore is False"]),
-        ("--opt.naive_galore True --opt.svd_type svd", ["no effect", "naive_galore is True"]),
         (
-            "--opt.naive_galore True --opt.first_dim_rollup 4",
+            "--opt.tensorgrad True --opt.galore_2d_proj_type left",
+            ["no effect", "opt.naive_galore is False"],
+        ),
+        (
+            "--opt.tensorgrad True --opt.first_dim_rollup 2",
+            ["no effect", "opt.naive_galore is False"],
+        ),
+        (
+            "--opt.tensorgrad True --opt.naive_galore True --opt.svd_type svd",
+            ["no effect", "naive_galore is True"],
+        ),
+        (
+            "--opt.tensorgrad True --opt.naive_galore True --opt.first_dim_rollup 4",
             ["opt.first_dim_rollup", "got 4", "at most 3"],
         ),
         (
-            "--opt.naive_galore True --opt.second_rank [8,8,8,8]",
+            "--opt.tensorgrad True --opt.naive_galore True --opt.second_rank [8,8,8,8]",
             ["opt.second_rank", "[8,8,8,8]", "opt.naive_galore"],
         ),
         ("--opt.galore_2d_proj_type up", ["opt.galore_2d_proj_type", "'up'", "reverse_std"]),
-        ("--opt.tucker_warm_restart False", ["no effect", "opt.svd_type is gram"]),
         (
-            "--opt.reset_sparse_optimizer_states True --opt.on_refresh reset",
+            "--opt.tensorgrad True --opt.tucker_warm_restart False",
+            ["no effect", "opt.svd_type is gram"],
+        ),
+        (
+            "--opt.tensorgrad True --opt.reset_sparse_optimizer_states True --opt.on_refresh reset",
             ["no effect", "opt.on_refresh is reset"],
         ),
         (
@@ -229,7 +241,18 @@ def test_help_names_every_option(capsys):
         ("--opt.n_epochs --seed 1", ["--opt.n_epochs", "no value"]),
         ("--data.n_tests [64, 64]", ["64]", "quotes"]),
         ("--config_file ns_smal.yaml", ["ns_smal.yaml", "mean ns_small.yaml?"]),
-        ("--opt.rank 0.1", ["--opt.rank 0.1", "no effect", "opt.second_rank"]),
+        (
+            "--opt.tensorgrad True --opt.rank 0.1",
+            ["--opt.rank 0.1", "no effect", "opt.second_rank"],
+        ),
+        ("--opt.rank 0.1", ["no effect", "tensor_muon, which has its own", "tensorgrad True"]),
+        ("--opt.scale 2", ["no effect", "tensor_muon, which has its own"]),
+        ("--opt.enforce_full_complex_precision True", ["no effect", "momentum in bfloat16"]),
+        (
+            "--opt.optimizer_type adamw --opt.momentum .9",
+            ["no effect", "opt.optimizer_type is adamw"],
+        ),
+        ("--fno.separable True", ["opt.optimizer_type", "'tensor_muon'", "fno.separable True"]),
         ("--opt.tensorgrad_sum_lambda_sparse 2 --opt.proj_type low_rank", ["no effect"]),
         ("--opt.optimizer_type adamw --opt.update_proj_gap 9", ["no effect", "opt.tensorgrad"]),
         ("--opt.step_size 3", ["no effect", "CosineAnnealingLR"]),
@@ -334,7 +357,9 @@ LOW_RANK = tg.Tucker(0.25)
 @pytest.mark.parametrize(
     ("argv", "projection"),
     [
-        ("", PAPER),
+        ("", None),  # tensor_muon has a projection of its own
+        ("--opt.optimizer_type tensor_muon --opt.tensorgrad True", None),
+        ("--opt.optimizer_type tensorgrad", PAPER),
         ("--opt.tensorgrad True", PAPER),
         ("--opt.tensorgrad False", None),
         ("--opt.optimizer_type adamw", None),

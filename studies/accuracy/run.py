@@ -26,7 +26,7 @@ from grid import best_rate, labelled, read, run_grid  # noqa: E402
 from optimizers import ABLATION, COMPARED, MATCHED  # noqa: E402
 from report import report  # noqa: E402
 
-from tensorgrad_jax.training.allocator import keep_freed_memory  # noqa: E402
+from tensorgrad_jax.backend.allocator import keep_freed_memory  # noqa: E402
 
 SEEDS = (0, 1, 2)
 MORE_SEEDS = tuple(range(10))

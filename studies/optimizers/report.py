@@ -61,8 +61,8 @@ def spread(values: list[float]) -> str:
 def table(rows: list[Row], settings: list[str], base: str = BASE) -> str:
     """Return a table of every task: test errors and their ratios to those of `base`."""
     lines = [
-        f"| task | optimizer | rate | test L2 | over {base}, seed by seed | seeds | train loss over "
-        "AdamW's | state of AdamW's |",
+        f"| task | optimizer | rate | test L2 | over {base}, seed by seed | seeds | train loss "
+        "over AdamW's | state of AdamW's |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tensorgrad_jax.backend.batches import samples_at_once
 from tensorgrad_jax.data.random_fields import neumann_gaussian_field, split_key
 
 PERMEABILITY = (0.02, 0.36)
@@ -27,9 +28,11 @@ def solve_darcy(
     *,
     tolerance: float = 1e-4,
 ) -> Float[np.ndarray, "*batch n n"]:
-    """Pressure u of a flow through a porous medium::
+    r"""Pressure u of a flow through a porous medium.
 
-        -div(a grad(u)) = f  on [0, 1]^2,    u = 0  on the boundary.
+    $$
+    -\nabla \cdot (a \nabla u) = f \;\text{ on } [0, 1]^2, \qquad u = 0 \;\text{ on the boundary.}
+    $$
 
     Finite volumes: a and u live at the centres x_j = (j + 1/2) / n of n x n cells. The flux through
     a face is that of two half cells in series, hence the harmonic mean of their permeabilities,
@@ -75,9 +78,7 @@ def solve_darcy(
     dtype = np.float64 if double else np.float32
     a, f = (np.asarray(values, dtype).reshape(-1, n, n) for values in (permeability, source))
     with jax.enable_x64(True) if double else contextlib.nullcontext():
-        # On a CPU one sample after the other: it stays in the cache, stops when it has converged,
-        # and its last bits do not depend on how many there are.
-        size = 1 if jax.default_backend() == "cpu" else len(a)
+        size = samples_at_once(len(a))
         parts = [
             _solve(a[i : i + size], f[i : i + size], dtype(tolerance))
             for i in range(0, len(a), size)

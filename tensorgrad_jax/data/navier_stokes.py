@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tensorgrad_jax.backend.batches import samples_at_once
 from tensorgrad_jax.data.random_fields import periodic_gaussian_field, split_key
 from tensorgrad_jax.data.time_stepping import runge_kutta_step
 
@@ -26,14 +27,16 @@ def solve_navier_stokes(
     t_end: float,
     dt: float,
 ) -> Float[np.ndarray, "*batch n n"]:
-    """Vorticity at time ``t_end`` of an incompressible flow on the torus [0, 2 pi)^2.
+    r"""Vorticity at time ``t_end`` of an incompressible flow on the torus [0, 2 pi)^2.
 
-    The equations are, with a forcing f that does not depend on time::
+    The equations are, with a forcing f that does not depend on time and the viscosity $\nu$,
 
-        d omega / dt + u . grad(omega) = viscosity * Laplace(omega) + f
-        u = (d psi / d x_2, -d psi / d x_1),    -Laplace(psi) = omega
+    $$
+    \partial_t \omega + u \cdot \nabla \omega = \nu \Delta \omega + f, \qquad
+    u = (\partial_2 \psi, -\partial_1 \psi), \qquad -\Delta \psi = \omega,
+    $$
 
-    so that omega = d u_2 / d x_1 - d u_1 / d x_2, positive for anticlockwise rotation. All
+    so that $\omega = \partial_1 u_2 - \partial_2 u_1$, positive for anticlockwise rotation. All
     quantities are dimensionless; with unit velocity and length the Reynolds number is
     1 / viscosity.
 
@@ -191,7 +194,6 @@ def _integrate(
             jax.lax.fori_loop(0, n_steps, runge_kutta_step(slope, half, dt), w), s=(n, n)
         )
 
-    if jax.default_backend() == "cpu":
-        # One sample after the other stays in the cache: a quarter faster than a batch at 64x64.
+    if samples_at_once(len(forcing)) == 1:
         return jax.lax.map(lambda pair: solve(*pair), (forcing, initial_vorticity))
     return jax.vmap(solve)(forcing, initial_vorticity)

@@ -88,7 +88,7 @@ def per_example(
             fit, if examples are not independent, or with "fast" if a parameter is used in a way
             that it does not know. The message names the parameter or the primitive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from tensorgrad_jax.per_example import Squares, per_example
         >>> loss = lambda w, batch: jnp.mean(batch @ w)

@@ -23,14 +23,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tensorgrad_jax.ordering import LARGE_BYTES, after
+from tensorgrad_jax.backend.ordering import LARGE_BYTES, after
+from tensorgrad_jax.backend.pieces import over_pieces
 from tensorgrad_jax.per_example.chunks import CHUNK_NUMBERS, chunk_size, over_chunks
 from tensorgrad_jax.per_example.program import Operation, Variable, read, run
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
 from tensorgrad_jax.per_example.rules import Rule, rule_for, rule_for_terms
 from tensorgrad_jax.per_example.slabs import Slabs, is_dense, outer_factors, slabs_of
 from tensorgrad_jax.per_example.uses import Analysis, Nested, Use
-from tensorgrad_jax.pieces import reduced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _by_slabs(slabs: Slabs, leaf: Leaf, reduction: Reduction):
         struct = jax.eval_shape(lambda: part(0, slabs.width))
         add = lambda first, n, total: total + part(first, n)
         total = jnp.zeros(struct.shape, struct.dtype)
-        total = reduced(add, leaf.shape[slabs.axis], slabs.width, total)
+        total = over_pieces(add, leaf.shape[slabs.axis], slabs.width, total)
         return {index: total}, leaf_values, [d]
 
     return reduce
@@ -280,7 +280,7 @@ def _in_parts(function, batched, d, parts: int):
         return total + function(jax.tree.map(cut, (batched, d)))
 
     start = after(jnp.zeros(struct.shape, struct.dtype), d, LARGE_BYTES)
-    return reduced(add, len(d), -(-len(d) // parts), start)
+    return over_pieces(add, len(d), -(-len(d) // parts), start)
 
 
 def _viewed(use: Use, parameter: Array) -> Array:

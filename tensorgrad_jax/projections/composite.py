@@ -1,4 +1,4 @@
-"""Two projections as one; its compact form is a tuple.
+"""Composites: two projections as one, whose compact form is a tuple.
 
 `Residual` is TensorGRaD: the second projection sees what the first left over of the tensor. In
 `Sum` both see the tensor itself.
@@ -20,7 +20,7 @@ from tensorgrad_jax.projections.unstructured import UnstructuredSparse
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pair(Projection):
+class _Composite(Projection):
     """What both ways of combining two projections share: everything but what `second` sees."""
 
     first: Projection
@@ -107,7 +107,7 @@ class _Pair(Projection):
 
 
 @dataclasses.dataclass(frozen=True)
-class Residual(_Pair):
+class Residual(_Composite):
     """Compress with `first`, then compress what is left over with `second`.
 
         c1 = first(G),   c2 = second(G - lift1(c1)),   lift(c1, c2) = w1 lift1(c1) + w2 lift2(c2)
@@ -137,7 +137,7 @@ class Residual(_Pair):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sum(_Pair):
+class Sum(_Composite):
     """Compress with both projections, each on its own.
 
         c1 = first(G),   c2 = second(G),   lift(c1, c2) = w1 lift1(c1) + w2 lift2(c2)

@@ -1,10 +1,14 @@
-"""Leading singular vectors, the piece of linear algebra that low-rank projections share."""
+"""Leading singular vectors, Gram matrices, overlaps: what low-rank projections share."""
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, PRNGKeyArray
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+
+from tensorgrad_jax.backend.drawing import drawn
 
 # On GPUs a float32 product defaults to TF32, whose 10 bits would spoil the orthogonality of the
 # factors and the error of an exactly low-rank tensor.
@@ -16,7 +20,10 @@ _OVERSAMPLING = 8
 
 def leading_by_gram(unfolding: Inexact[Array, "m n"], rank: int) -> Inexact[Array, "m r"]:
     """Return the `rank` leading left singular vectors from the Gram matrix."""
-    return leading_of_gram(gram(unfolding), rank)
+    if not jnp.iscomplexobj(unfolding):
+        return leading_of_gram(gram(unfolding[None]), rank)
+    rows = jnp.concatenate([unfolding.real, unfolding.imag])
+    return leading_of_gram(complex_gram(gram(rows[None])), rank)
 
 
 def leading_of_gram(matrix: Inexact[Array, "m m"], rank: int) -> Inexact[Array, "m r"]:
@@ -56,8 +63,8 @@ def leading_by_sketch(
     product = lambda a, b: jnp.matmul(a, b, precision=PRECISION)
     adjoint = unfolding.conj().T
     n_random = width if start is None else _OVERSAMPLING
-    # Drawn as a vector: XLA compiles that many times faster than a matrix of random numbers.
-    omega = jax.random.normal(key, (n * n_random,), unfolding.real.dtype).reshape(n, n_random)
+    normal = functools.partial(jax.random.normal, dtype=unfolding.real.dtype)
+    omega = drawn(normal, key, (n, n_random))
     sketch = product(unfolding, omega.astype(unfolding.dtype))
     if start is not None:
         sketch = jnp.concatenate([product(unfolding, product(adjoint, start)), sketch], axis=1)
@@ -68,14 +75,40 @@ def leading_by_sketch(
     return with_fixed_phases(product(basis, small))
 
 
-def gram(x: Inexact[Array, "m n"]) -> Inexact[Array, "m m"]:
-    """Return x x^H; for complex x by one real product, which is faster than a complex one."""
-    if not jnp.iscomplexobj(x):
-        return jnp.matmul(x, x.T, precision=PRECISION)
-    parts = jnp.concatenate([x.real, x.imag])
-    products = jnp.matmul(parts, parts.T, precision=PRECISION)
+def gram(stack: Float[Array, "a d b"]) -> Float[Array, "d d"]:
+    """Return the sum of X X^T over the matrices of a stack."""
+    contracted = (((2,), (2,)), ((0,), (0,)))
+    return jax.lax.dot_general(stack, stack, contracted, precision=PRECISION).sum(0)
+
+
+def complex_gram(products: Float[Array, "_ _"]) -> Inexact[Array, "d d"]:
+    """Return X X^H, given the Gram matrix of the rows (Re X, Im X)."""
     (rr, ri), (ir, ii) = (jnp.split(row, 2, axis=1) for row in jnp.split(products, 2))
     return jax.lax.complex(rr + ii, ir - ri)
+
+
+def overlap(
+    u: Inexact[Array, "d r"] | None, v: Inexact[Array, "d s"] | None
+) -> Inexact[Array, "r s"] | None:
+    """Return U^H V of two orthonormal bases, None where there are none."""
+    if u is None or v is None:
+        return None
+    return jnp.matmul(u.conj().T, v, precision=PRECISION)
+
+
+def squared(overlap: Inexact[Array, "r s"] | None) -> Float[Array, "r s"] | None:
+    """Return |entries|^2: what carries the variances of uncorrelated numbers over."""
+    return None if overlap is None else jnp.abs(overlap) ** 2
+
+
+def scaled_to_one(tensor: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
+    """Return `tensor` over its largest magnitude, zeros as they are.
+
+    The squares that subspaces and norms are found from leave float32's range long before
+    gradients do.
+    """
+    largest = jnp.max(jnp.abs(tensor))
+    return tensor / jnp.where(largest > 0, largest, 1)
 
 
 def with_fixed_phases(u: Inexact[Array, "m r"]) -> Inexact[Array, "m r"]:

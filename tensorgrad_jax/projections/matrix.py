@@ -11,9 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections.base import Leaf, Projection, check_scale, scaled_to_one
-from tensorgrad_jax.projections.leading import PRECISION, leading_by_gram, leading_by_svd
-from tensorgrad_jax.projections.plain import make_plain
+from tensorgrad_jax.projections.base import Leaf, Projection
+from tensorgrad_jax.projections.leading import (
+    PRECISION,
+    leading_by_gram,
+    leading_by_svd,
+    overlap,
+    scaled_to_one,
+    squared,
+)
+from tensorgrad_jax.projections.plain import check_scale, make_plain
 from tensorgrad_jax.projections.ranks import uniform_ranks
 
 _SIDES = ("std", "reverse_std", "left", "right", "full")
@@ -165,30 +172,19 @@ class MatrixLowRank(Projection):
         self, compact: Inexact[Array, "r c"], old: MatrixBasis, new: MatrixBasis
     ) -> Inexact[Array, "r c"]:
         """Multiply by the overlaps of the bases."""
-        left, right = _overlaps(old, new)
-        return _product(left, compact, right)
+        return _product(overlap(new.left, old.left), compact, overlap(old.right, new.right))
 
     def transport_squares(
         self, compact: Inexact[Array, "r c"], old: MatrixBasis, new: MatrixBasis
     ) -> Inexact[Array, "r c"]:
         """Multiply by the squared overlaps of the bases."""
-        squared = lambda o: None if o is None else jnp.abs(o) ** 2
-        left, right = (squared(o) for o in _overlaps(old, new))
-        return _product(left, compact, right)
+        left, right = overlap(new.left, old.left), overlap(old.right, new.right)
+        return _product(squared(left), compact, squared(right))
 
 
 def _leading(x, rank):
     # The Gram matrix is small on the shorter side only.
     return (leading_by_gram if x.shape[0] <= x.shape[1] else leading_by_svd)(x, rank)
-
-
-def _overlaps(old, new):
-    left = right = None
-    if old.left is not None:
-        left = jnp.matmul(new.left.conj().T, old.left, precision=PRECISION)
-    if old.right is not None:
-        right = jnp.matmul(old.right.conj().T, new.right, precision=PRECISION)
-    return left, right
 
 
 def _product(left, x, right):

@@ -1,265 +1,201 @@
-r"""Mode products and Gram matrices of a large tensor: real left multiplications, no transposition.
+r"""Mode products of a large tensor as real left multiplications: nothing is transposed.
 
 A tensor whose modes before and behind the one in hand have A and B entries is a stack (A, d, B).
 A mode product multiplies each of the A matrices from the left by the same small one: wide and
 contiguous wherever the modes behind are, as channels are in spectral weights.
 
-Complex numbers are pairs of real ones, and the pair stands directly before the mode in hand: then
-a complex product is one real product, with rows of 2 d numbers,
+A complex tensor is two real ones, and the axis of its two parts stands directly before the mode in
+hand: then a complex product is one real product, with rows of 2 d numbers,
 
     [ Re M  -Im M ]
     [ Im M   Re M ]  of shape (2 r, 2 d),
 
-whose result can be ordered as (r, 2): the pair has moved behind the mode, that is before the next.
-It starts in front of the first mode, where parameters have it, and ends behind the last, where
-complex arrays have it; `lift_to_parts` goes the way back. With real factors real and imaginary
-part are two tensors of the stack.
-
-Products want float32. What comes in bfloat16, or must be scaled, is converted by pieces: beside the
-result there is one piece, not a converted copy.
+whose result can be ordered as (r, 2): the axis of the parts has moved behind the mode, that is
+before the next. It starts in front of the first mode, where parameters have it, and ends behind the
+last, where complex arrays have it; `lift_to_parts` goes the way back. With real factors the parts
+stay in front, as two tensors of the stack.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from tensorgrad_jax.bfloat16 import from_bits, to_bits
-from tensorgrad_jax.pieces import filled, reduced
-from tensorgrad_jax.projections.leading import PRECISION, leading_of_gram
-from tensorgrad_jax.projections.pairs import Pair, Tensor, as_pair
-
-# A piece is that large, or the 32nd part of a tensor for which that is more.
-PIECE_BYTES = 2**22
+from tensorgrad_jax.backend.pieces import in_pieces
+from tensorgrad_jax.backend.products import multiply_each
+from tensorgrad_jax.projections.leading import complex_gram, gram, leading_of_gram
+from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
 
 Factors = Sequence[Inexact[Array, "_ _"] | None]
 
 
 def project(tensor: Tensor, factors: Factors) -> Inexact[Array, ...]:
     """Return the core: `tensor` times U^H in every mode that has a factor U."""
-    shape, pair_travels = tensor.shape, _are_complex(factors)
-    stack, is_raw = tensor, True
-    sizes = list(shape)
+    if all(u is None for u in factors):
+        return as_array(tensor)
+    parts_move, sizes = any(map(_is_complex, factors)), list(tensor.shape)
+    x = _start(tensor, parts_move)
     for mode, u in enumerate(factors):
-        if u is None:
-            continue
-        matrix = _real(u).T if pair_travels else u.T
-        if is_raw:
-            stack, is_raw = _multiply_raw(_raw(stack, mode, pair_travels), matrix), False
-        else:
-            stack = _multiply(_stack(stack, sizes, mode, pair_travels), matrix)
-        sizes[mode] = u.shape[1]
-    if is_raw:
-        return tensor.array() if isinstance(tensor, Pair) else tensor
-    if pair_travels:
-        parts = stack.reshape(*sizes, 2)
-        return jax.lax.complex(parts[..., 0], parts[..., 1])
-    if jnp.issubdtype(tensor.dtype, jnp.complexfloating):
-        parts = stack.reshape(2, *sizes)
-        return jax.lax.complex(parts[0], parts[1])
-    return stack.reshape(sizes)
+        stack = _stack(x, sizes, mode, parts_move)
+        if u is not None:
+            x = _multiplied(stack, _matrix(u, parts_move).T)
+            sizes[mode] = u.shape[1]
+        elif parts_move and not jnp.iscomplexobj(x):
+            x = _axes_exchanged(stack, 2, sizes[mode])
+    if not jnp.issubdtype(tensor.dtype, jnp.complexfloating) and not parts_move:
+        return x.reshape(sizes)
+    real, imag = jnp.moveaxis(x.reshape(*sizes, 2), -1, 0) if parts_move else x.reshape(2, *sizes)
+    return jax.lax.complex(real, imag)
 
 
 def lift_to_parts(core: Inexact[Array, ...], factors: Factors) -> Float[Array, "parts ..."]:
     """Return real and imaginary part of the tensor of a core, or the one part of a real core."""
-    pair_travels = _are_complex(factors)
-    sizes = list(core.shape)
-    if not jnp.iscomplexobj(core):
-        stack, n_parts = core, 1
-    elif pair_travels:
-        stack, n_parts = jnp.stack([core.real, core.imag], axis=-1), 2
-    else:
-        stack, n_parts = as_pair(core).parts, 2
+    parts_move, sizes = any(map(_is_complex, factors)), list(core.shape)
+    x, n_parts = core, 1
+    if jnp.iscomplexobj(core):
+        x, n_parts = jnp.stack([core.real, core.imag], axis=-1 if parts_move else 0), 2
     for mode in reversed(range(len(factors))):
-        if (u := factors[mode]) is None:
-            continue
-        matrix = _real(u) if pair_travels else u
-        stack = _multiply(_stack(stack, sizes, mode, pair_travels), matrix)
-        sizes[mode] = u.shape[0]
-    return stack.reshape(n_parts, *sizes)
+        stack, u = _stack(x, sizes, mode, parts_move), factors[mode]
+        if u is not None:
+            x = _multiplied(stack, _matrix(u, parts_move))
+            sizes[mode] = u.shape[0]
+        elif parts_move:
+            x = _axes_exchanged(stack, sizes[mode], 2)
+    return x.reshape(n_parts, *sizes)
 
 
 def sequentially_truncated(
-    tensor: Tensor, ranks: Sequence[int], real_factors: bool
+    tensor: Tensor,
+    ranks: Sequence[int],
+    real_factors: bool = False,
+    leading: Callable[[int, Inexact[Array, "d _"]], Inexact[Array, "d r"]] | None = None,
 ) -> tuple[Array | None, ...]:
-    """Return the factors of the sequentially truncated HOSVD, from Gram matrices.
+    """Return the factors of the sequentially truncated HOSVD.
+
+    Every mode is truncated before the next is looked at.
 
     Args:
         tensor: the tensor.
         ranks: the rank of every mode.
         real_factors: whether real factors are wanted whatever the tensor; modes of full rank then
             are left without one (None).
+        leading: makes the factor of a mode of its number and unfolding. None: the leading
+            eigenvectors of the Gram matrix, which needs no unfolding.
     """
-    pair_travels = jnp.issubdtype(tensor.dtype, jnp.complexfloating) and not real_factors
-    factors, sizes = [], list(tensor.shape)
-    stack, is_raw, factor = tensor, True, 1.0
+    is_complex = jnp.issubdtype(tensor.dtype, jnp.complexfloating)
+    parts_move, sizes = is_complex and not real_factors, list(tensor.shape)
     truncated = [not real_factors or r < d for r, d in zip(ranks, tensor.shape, strict=True)]
+    if not any(truncated):
+        return (None,) * len(ranks)
+    x, factors = _start(tensor, parts_move), []
+    # Squares of gradients leave float32's range: what is squared is first divided by the largest.
+    largest = _largest_magnitude(_stack(x, sizes, truncated.index(True), parts_move))
+    scale = 1 / jnp.where(largest > 0, largest, 1)
     for mode, rank in enumerate(ranks):
         if not truncated[mode]:
             factors.append(None)
             continue
-        raw = _raw(stack, mode, pair_travels) if is_raw else None
-        if raw is None:
-            products = _gram(_stack(stack, sizes, mode, pair_travels))
+        stack = _stack(x, sizes, mode, parts_move)
+        if leading is None:
+            products = _gram(stack, scale)
+            u = leading_of_gram(complex_gram(products) if parts_move else products, rank)
         else:
-            largest = _largest_magnitude(raw)
-            factor = 1 / jnp.where(largest > 0, largest, 1)
-            products = _gram_raw(raw, factor)
-        u = leading_of_gram(_complex_gram(products) if pair_travels else products, rank)
+            unfolding = _unfolding(stack, sizes[mode], parts_move)
+            u = leading(mode, unfolding if scale is None else unfolding * scale)
         factors.append(u)
-        if not any(truncated[mode + 1 :]):
-            continue  # the last product would be the core, which nobody asked for
-        matrix = _real(u).T if pair_travels else u.T
-        if raw is None:
-            stack = _multiply(_stack(stack, sizes, mode, pair_travels), matrix)
-        else:
-            stack, is_raw = _multiply_raw(raw, matrix * factor), False
-        sizes[mode] = rank
+        if any(truncated[mode + 1 :]):  # otherwise it would be the core, which nobody asked for
+            matrix = _matrix(u, parts_move).T
+            x = _multiplied(stack, matrix if scale is None else matrix * scale)
+            sizes[mode], scale = rank, None
     return tuple(factors)
 
 
-def _are_complex(factors: Factors) -> bool:
-    return any(u is not None and jnp.iscomplexobj(u) for u in factors)
+def _is_complex(u: Array | None) -> bool:
+    return u is not None and jnp.iscomplexobj(u)
 
 
-def _real(u: Inexact[Array, "d r"]) -> Float[Array, "_ _"]:
-    """Return the real matrix of a complex one, rows ordered as (2, d), columns as (r, 2)."""
+def _start(tensor: Tensor, parts_move: bool) -> Inexact[Array, ...]:
+    """Return an array of which `_stack` makes stacks, the axis of the parts in its place."""
+    if isinstance(tensor, Pair):
+        return tensor.parts
+    if jnp.iscomplexobj(tensor) and not parts_move:
+        return as_pair(tensor).parts
+    wide = jnp.complex64 if parts_move else tensor.dtype
+    return tensor.astype(jnp.promote_types(tensor.dtype, wide))
+
+
+def _stack(x: Array, sizes: Sequence[int], mode: int, parts_move: bool) -> Inexact[Array, "a d b"]:
+    """Return x as a stack around a mode, the parts among its rows; a complex x as it is."""
+    parts = 2 if parts_move and not jnp.iscomplexobj(x) else 1
+    return x.reshape(-1, parts * sizes[mode], math.prod(sizes[mode + 1 :]))
+
+
+def _axes_exchanged(stack: Array, rows: int, columns: int) -> Array:
+    """Move the axis of the parts past a mode that no factor multiplies."""
+    a, _, b = stack.shape
+    return stack.reshape(a, rows, columns, b).swapaxes(1, 2)
+
+
+def _matrix(u: Inexact[Array, "d r"], parts_move: bool) -> Float[Array, "_ _"]:
+    """Return u, of a complex one the real matrix with rows as (2, d) and columns as (r, 2)."""
+    if not parts_move:
+        return u
     d, r = u.shape
     columns = jnp.stack([jnp.stack([u.real, u.imag]), jnp.stack([-u.imag, u.real])], axis=-1)
     return columns.reshape(2 * d, 2 * r)
 
 
-def _complex_gram(products: Float[Array, "_ _"]) -> Inexact[Array, "d d"]:
-    """Return X X^H, given the products of the rows (Re X, Im X)."""
-    (rr, ri), (ir, ii) = (jnp.split(row, 2, axis=1) for row in jnp.split(products, 2))
-    return jax.lax.complex(rr + ii, ir - ri)
+def _real_rows(stack: Inexact[Array, "a _ b"]) -> Float[Array, "a rows b"]:
+    """Return a stack in float32 or wider, of complex matrices the real parts above the others."""
+    if jnp.iscomplexobj(stack):
+        return jnp.concatenate([stack.real, stack.imag], axis=1)
+    return stack.astype(jnp.promote_types(stack.dtype, jnp.float32))
 
 
-def _stack(x: Array, sizes: Sequence[int], mode: int, pair_travels: bool) -> Float[Array, "a d b"]:
-    """Return x as a stack around a mode, of which the travelling pair is a part."""
-    pair = 2 if pair_travels else 1
-    behind = math.prod(sizes[mode + 1 :])
-    return x.reshape(-1, pair * sizes[mode], behind)
+def _is_ready(stack) -> bool:
+    """Whether `_real_rows` makes no copy."""
+    wide = jnp.promote_types(stack.dtype, jnp.float32)
+    return not jnp.iscomplexobj(stack) and stack.dtype == wide
 
 
-def _multiply(stack: Float[Array, "a d b"], matrix: Float[Array, "m d"]) -> Float[Array, "a m b"]:
-    if stack.shape[2] == 1:
-        return jnp.matmul(stack[:, :, 0], matrix.T, precision=PRECISION)[:, :, None]
-    a, _, b = stack.shape
-    width = max(1, max(PIECE_BYTES, stack.nbytes // 32) // matrix.nbytes)
-    if width >= a:
-        return _multiply_all(stack, matrix)
-
-    def put(start, width, out):
-        some = jax.lax.dynamic_slice_in_dim(stack, start, width)
-        return jax.lax.dynamic_update_slice_in_dim(out, _multiply_all(some, matrix), start, axis=0)
-
-    return filled(put, a, width, _blank((a, len(matrix), b), stack))
+def _longer_side(stack) -> int:
+    return 0 if stack.shape[0] >= stack.shape[2] else 2
 
 
-def _multiply_all(stack, matrix):
-    # Batched explicitly: a product of the matrix alone would move the axes of the large factor.
-    # So it is there once per matrix of the stack, which `_multiply` bounds.
-    batched = jnp.broadcast_to(matrix, (len(stack), *matrix.shape))
-    contracted = (((2,), (1,)), ((0,), (0,)))
-    return jax.lax.dot_general(batched, stack, contracted, precision=PRECISION)
+def _multiplied(stack: Inexact[Array, "a _ b"], matrix: Float[Array, "m d"]) -> Array:
+    """Return the matrix times each matrix of a stack."""
+    product = lambda x, m: multiply_each(m, _real_rows(x))
+    if _is_ready(stack):
+        return product(stack, matrix)
+    axis = _longer_side(stack)
+    return in_pieces(product, (stack, matrix), (axis, None), axis)
 
 
-def _gram(stack: Float[Array, "a d b"]) -> Float[Array, "d d"]:
-    """Return the sum of X X^T over the matrices of a stack."""
-    if stack.shape[2] == 1:
-        rows = stack[:, :, 0]
-        return jnp.matmul(rows.T, rows, precision=PRECISION)
-
-    contracted = (((2,), (2,)), ((0,), (0,)))
-    return jax.lax.dot_general(stack, stack, contracted, precision=PRECISION).sum(0)
+def _gram(stack: Inexact[Array, "a _ b"], scale: Float[Array, ""] | None) -> Float[Array, "d d"]:
+    """Return the sum of (s X)(s X)^T over the matrices of a stack; None: s = 1."""
+    if scale is None:
+        return gram(stack)
+    scaled = lambda x, s: gram(_real_rows(x) * s)
+    return in_pieces(scaled, (stack, scale), (_longer_side(stack), None), None)
 
 
-class _Raw:
-    """A tensor as it came, seen as a stack of which float32 pieces can be had.
-
-    Attributes:
-        array: (a, d, b), real of any precision, or complex with a = 1.
-        shape: (a, d, b) of the real stack; d is twice the array's if that is complex.
-        axis: along which pieces are cut.
-        width: of a piece.
-    """
-
-    def __init__(self, array: Array):
-        self.array = array
-        a, d, b = array.shape
-        is_complex = jnp.iscomplexobj(array)
-        self.dtype = jnp.promote_types(jnp.finfo(array.dtype).dtype, jnp.float32)
-        self.shape = (a, 2 * d if is_complex else d, b)
-        self.is_ready = array.dtype == self.dtype
-        self.axis = 0 if a >= b else 2
-        n_bytes = math.prod(self.shape) * self.dtype.itemsize
-        length = self.shape[self.axis]
-        pieces = min(length, max(1, n_bytes // max(PIECE_BYTES, n_bytes // 32)))
-        self.width = -(-length // pieces)
-
-    def piece(self, start, width) -> Float[Array, "a d b"]:
-        """Return `width` slices from `start` on."""
-        array = self.array
-        if width < self.shape[self.axis]:
-            if not jnp.iscomplexobj(array):  # bfloat16 is sliced by way of a float32 copy on CPUs
-                array = to_bits(array)
-            array = jax.lax.dynamic_slice_in_dim(array, start, width, axis=self.axis)
-            if not jnp.iscomplexobj(array):
-                array = from_bits(array, self.array.dtype)
-        if jnp.iscomplexobj(array):
-            return jnp.concatenate([array.real, array.imag], axis=1)
-        return array.astype(self.dtype)
-
-
-def _raw(tensor: Tensor, mode: int, pair_travels: bool) -> _Raw:
-    if isinstance(tensor, Pair):
-        array = tensor.parts
-    elif jnp.iscomplexobj(tensor) and not pair_travels:
-        array = as_pair(tensor).parts
-    else:
-        array = tensor
-    d, behind = tensor.shape[mode], math.prod(tensor.shape[mode + 1 :])
-    if pair_travels and isinstance(tensor, Pair):
-        d = 2 * d
-    return _Raw(array.reshape(-1, d, behind))
-
-
-def _multiply_raw(raw: _Raw, matrix: Float[Array, "m d"]) -> Float[Array, "a m b"]:
-    if raw.is_ready:
-        return _multiply(raw.array, matrix)
-
-    def put(start, width, out):
-        product = _multiply(raw.piece(start, width), matrix)
-        return jax.lax.dynamic_update_slice_in_dim(out, product, start, axis=raw.axis)
-
-    a, _, b = raw.shape
-    blank = _blank((a, len(matrix), b), raw.array)
-    return filled(put, raw.shape[raw.axis], raw.width, blank)
-
-
-def _gram_raw(raw: _Raw, factor: Array) -> Float[Array, "d d"]:
-    """Return the sum of (f X)(f X)^T over the matrices of a stack, with a real factor f."""
-    d = raw.shape[1]
-    add = lambda start, width, total: total + _gram(raw.piece(start, width) * factor)
-    return reduced(add, raw.shape[raw.axis], raw.width, _blank((d, d), raw.array))
-
-
-def _largest_magnitude(raw: _Raw) -> Float[Array, ""]:
+def _largest_magnitude(stack: Inexact[Array, "a d b"]) -> Float[Array, ""]:
     """Return max |x| over real numbers, max of |real| and |imaginary part| over complex ones."""
-    if raw.is_ready:
-        return jnp.max(jnp.abs(raw.array))
-    larger = lambda start, width, found: jnp.maximum(
-        found, jnp.max(jnp.abs(raw.piece(start, width)))
-    )
-    return reduced(larger, raw.shape[raw.axis], raw.width, _blank((), raw.array))
+    largest = lambda x: jnp.max(jnp.abs(_real_rows(x)))
+    if _is_ready(stack):
+        return largest(stack)
+    return in_pieces(largest, (stack,), (_longer_side(stack),), None, jnp.maximum)
 
 
-def _blank(shape: tuple[int, ...], some: Array) -> Array:
-    """Return zeros, not to be there before the array `some` is."""
-    dtype = jnp.promote_types(jnp.finfo(some.dtype).dtype, jnp.float32)
-    return jnp.broadcast_to(some.ravel()[0].real.astype(dtype) * 0, shape)
+def _unfolding(stack, d: int, parts_move: bool) -> Inexact[Array, "d _"]:
+    """Return the matrix whose columns are the fibres of the mode in hand."""
+    if jnp.iscomplexobj(stack) or not parts_move:
+        x = stack
+    else:
+        parts = stack.reshape(len(stack), 2, d, -1)
+        x = jax.lax.complex(parts[:, 0], parts[:, 1])
+    return x.transpose(1, 2, 0).reshape(d, -1)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from tensorgrad_jax.projections.base import LeafProjection, TensorSpec
+from tensorgrad_jax.projections.leaf import LeafProjection, TensorSpec
 from tensorgrad_jax.projections.pairs import as_array
 from tensorgrad_jax.projections.tucker import Tucker
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.pieces import reduced
-from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
+from tensorgrad_jax.backend.pieces import over_pieces
+from tensorgrad_jax.projections.base import Leaf, Projection
+from tensorgrad_jax.projections.plain import check_scale
 from tensorgrad_jax.projections.selection import check_size, kept_count, stratified
 from tensorgrad_jax.random_matrices import SJLT, Normal, Rademacher, RandomMatrix, key_from
 
@@ -157,7 +158,7 @@ class RandomProjection(Projection):
             part = matrix.multiply(_key(old), compact[None], start, n)
             return total + matrix.multiply_transposed(_key(new), part, start)[0]
 
-        total = reduced(add, matrix.rows, _PIECE, jnp.zeros_like(compact))
+        total = over_pieces(add, matrix.rows, _PIECE, jnp.zeros_like(compact))
         return total / matrix.columns
 
     def transport_squares(

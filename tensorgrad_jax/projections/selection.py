@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
+from tensorgrad_jax.backend.ordering import made_apart
 from tensorgrad_jax.projections.hashing import hashed
 from tensorgrad_jax.projections.threshold import largest
 from tensorgrad_jax.random_matrices.counters import high_half
@@ -78,16 +79,7 @@ def select_of_few(
 def stratified(seed: UInt32[Array, ""], n: int, k: int) -> Int32[Array, " k"]:
     """Return ascending indices, one of each of k blocks of range(n), drawn from `seed`."""
     width = _row_width(n, k)
-    whole = lambda seed: _of_rows(seed, n, k, width, 0, k // width)
-
-    def apart(seed):
-        # Fused with what makes a vector of its rows, the matrix takes a CPU ten times as long; a
-        # branch is not fused. The condition always holds, which the compiler does not know.
-        always = (seed & jnp.uint32(0x7FFFFFFF)) >> 31 == 0
-        nothing = lambda: jnp.zeros((k // width, width), jnp.int32)
-        return jax.lax.cond(always, lambda: whole(seed), nothing)
-
-    rows = jax.lax.platform_dependent(seed, cpu=apart, default=whole).reshape(-1)
+    rows = made_apart(lambda seed: _of_rows(seed, n, k, width, 0, k // width), seed).reshape(-1)
     if k % width == 0:
         return rows
     rest = _of_rows(seed, n, k, k % width, k - k % width, 1).reshape(-1)

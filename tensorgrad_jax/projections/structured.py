@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections.base import Leaf, Projection, check_scale, scaled_to_one
-from tensorgrad_jax.projections.plain import make_plain
+from tensorgrad_jax.projections.base import Leaf, Projection
+from tensorgrad_jax.projections.leading import scaled_to_one
+from tensorgrad_jax.projections.plain import check_scale, make_plain
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
 from tensorgrad_jax.projections.selection import SELECTIONS, Selection, select_of_few
 

@@ -4,8 +4,7 @@ r"""Low-rank Tucker projection of an N-dimensional tensor (HOSVD, HOOI).
 
 with orthonormal U_i of shape (d_i, r_i). The compact form is the core of shape (r_1, ..., r_n).
 
-Project, lift and the default refresh are in `mode_products`. What is written here for other methods
-and for cores is cyclic: contract axis 0 and append the new axis at the end.
+The products are those of `mode_products`, as is the sequentially truncated HOSVD.
 """
 
 from __future__ import annotations
@@ -20,15 +19,18 @@ import numpy as np
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.projections import mode_products
-from tensorgrad_jax.projections.base import Basis, Leaf, Projection, check_scale, scaled_to_one
+from tensorgrad_jax.projections.base import Basis, Leaf, Projection
 from tensorgrad_jax.projections.leading import (
     PRECISION,
     leading_by_gram,
     leading_by_sketch,
     leading_by_svd,
+    overlap,
+    scaled_to_one,
+    squared,
 )
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
-from tensorgrad_jax.projections.plain import make_plain
+from tensorgrad_jax.projections.plain import check_scale, make_plain
 from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
 
 _METHODS = ("gram", "svd", "randomized")
@@ -118,26 +120,24 @@ class Tucker(Projection):
 
     def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
-        ranks = self.ranks(tensor.shape)
-        if self.method == "gram" and self.n_iter == 1:
-            return mode_products.sequentially_truncated(tensor, ranks, self.factors == "real")
-        tensor = scaled_to_one(as_array(tensor))
+        ranks, real = self.ranks(tensor.shape), self.factors == "real"
         if self.method == "randomized":
             start = basis if self.warm_restart else [None] * len(ranks)
 
-            def by_sketch(mode, unfolding, rank):
-                mode_key = jax.random.fold_in(key, mode)
-                return leading_by_sketch(mode_key, unfolding, rank, self.n_iter, start[mode])
+            def by_sketch(mode, unfolding):
+                own = jax.random.fold_in(key, mode)
+                return leading_by_sketch(own, unfolding, ranks[mode], self.n_iter, start[mode])
 
-            return _sequentially_truncated(tensor, ranks, by_sketch)
-        if self.method == "gram":
-            by_gram = lambda mode, unfolding, rank: leading_by_gram(unfolding, rank)
-            factors, sweeps = _sequentially_truncated(tensor, ranks, by_gram), self.n_iter - 1
-            leading = leading_by_gram
-        else:
-            factors, sweeps = self._start(tensor, ranks, basis), self.n_iter
-            leading = leading_by_svd
-        return _hooi(tensor, factors, ranks, sweeps, leading)
+            return mode_products.sequentially_truncated(tensor, ranks, leading=by_sketch)
+        if self.method == "svd":
+            tensor = scaled_to_one(as_array(tensor))
+            factors = self._start(tensor, ranks, basis)
+            return _hooi(tensor, factors, ranks, self.n_iter, leading_by_svd)
+        factors = mode_products.sequentially_truncated(tensor, ranks, real)
+        if self.n_iter == 1:
+            return factors
+        tensor = scaled_to_one(as_array(tensor))
+        return _hooi(tensor, factors, ranks, self.n_iter - 1, leading_by_gram)
 
     def _start(self, tensor, ranks, basis):
         def hosvd():
@@ -176,41 +176,28 @@ class Tucker(Projection):
         self, compact: Inexact[Array, ...], old: Basis, new: Basis
     ) -> Inexact[Array, ...]:
         """Multiply every mode of the core by the overlaps U_new^H U_old."""
-        return _mode_products(compact, [None if o is None else o.T for o in _overlaps(old, new)])
+        return _core_times(compact, map(overlap, new, old))
 
     def transport_squares(
         self, compact: Inexact[Array, ...], old: Basis, new: Basis
     ) -> Inexact[Array, ...]:
         """Multiply every mode by the squared overlaps |U_new^H U_old|^2."""
-        squares = [None if o is None else jnp.abs(o.T) ** 2 for o in _overlaps(old, new)]
-        return _mode_products(compact, squares)
+        return _core_times(compact, map(squared, map(overlap, new, old)))
 
 
-def _overlaps(old, new):
-    return [
-        None if o is None else jnp.matmul(n.conj().T, o, precision=PRECISION)
-        for o, n in zip(old, new, strict=True)
-    ]
-
-
-def _mode_products(tensor, matrices):
-    """Return sum over d_1 ... d_n of tensor[d_1, ..., d_n] M_1[d_1, r_1] ... M_n[d_n, r_n]."""
-    return _mode_products_but_one(tensor, matrices)
+def _core_times(core, matrices):
+    """Multiply every mode of a core by a matrix, or by none. Each axis 0 becomes the last axis."""
+    for matrix in matrices:
+        if matrix is None:
+            core = jnp.moveaxis(core, 0, -1)
+        else:
+            core = jnp.tensordot(core, matrix, axes=(0, 1), precision=PRECISION)
+    return core
 
 
 def _unfold(tensor, mode):
     """Return the mode-i unfolding, of shape (d_i, product of the other sizes)."""
     return jnp.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
-
-
-def _sequentially_truncated(tensor, ranks, leading):
-    """Return ST-HOSVD factors: every mode is truncated before the next is looked at."""
-    factors = []
-    for mode, r in enumerate(ranks):
-        u = leading(mode, tensor.reshape(tensor.shape[0], -1), r)
-        tensor = jnp.tensordot(tensor, u.conj(), axes=(0, 0), precision=PRECISION)
-        factors.append(u)
-    return tuple(factors)
 
 
 def _hooi(tensor, factors, ranks, sweeps, leading):
@@ -219,8 +206,8 @@ def _hooi(tensor, factors, ranks, sweeps, leading):
     def sweep(factors):
         factors = list(factors)
         for mode, r in enumerate(ranks):
-            others = [None if i == mode else u.conj() for i, u in enumerate(factors)]
-            factors[mode] = leading(_unfold(_mode_products_but_one(tensor, others), mode), r)
+            others = [None if i == mode else u for i, u in enumerate(factors)]
+            factors[mode] = leading(_unfold(mode_products.project(tensor, others), mode), r)
         return tuple(factors)
 
     # The first two sweeps are never the last by the stopping rule.
@@ -232,7 +219,7 @@ def _hooi(tensor, factors, ranks, sweeps, leading):
     norm = jnp.linalg.norm(tensor)
 
     def error(factors):
-        core = _mode_products(tensor, [u.conj() for u in factors])
+        core = mode_products.project(tensor, factors)
         squared = jnp.maximum(norm**2 - jnp.linalg.norm(core) ** 2, 0)
         return jnp.sqrt(squared) / jnp.where(norm > 0, norm, 1)
 
@@ -247,13 +234,3 @@ def _hooi(tensor, factors, ranks, sweeps, leading):
 
     start = (jnp.int32(2), factors, error(factors), error(factors))
     return jax.lax.while_loop(go_on, body, start)[1]
-
-
-def _mode_products_but_one(tensor, matrices):
-    """Return the same without a product where a matrix is None."""
-    for matrix in matrices:
-        if matrix is None:
-            tensor = jnp.moveaxis(tensor, 0, -1)
-        else:
-            tensor = jnp.tensordot(tensor, matrix, axes=(0, 0), precision=PRECISION)
-    return tensor

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.bfloat16 import from_bits, to_bits
-from tensorgrad_jax.ordering import after
-from tensorgrad_jax.projections.base import Leaf, Projection, check_scale
-from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
-from tensorgrad_jax.projections.plain import make_plain
+from tensorgrad_jax.backend.entries import cleared_entries
+from tensorgrad_jax.projections.base import Leaf, Projection
+from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array
+from tensorgrad_jax.projections.plain import check_scale, make_plain
 from tensorgrad_jax.projections.selection import (
     SELECTIONS,
     Selection,
@@ -124,14 +123,7 @@ class UnstructuredSparse(Projection):
 
     def project(self, tensor: Tensor, basis: KeptEntries) -> Inexact[Array, " k"]:
         """Gather the kept entries."""
-        return self._project(tensor, self.indices(basis))
-
-    def _project(self, tensor, indices):
-        if not _has_parts(tensor):
-            return _gather(tensor, indices)
-        wide = jnp.promote_types(jnp.finfo(tensor.dtype).dtype, jnp.float32)
-        parts = _gather(_parts(tensor), _of_parts(indices, tensor.size)).astype(wide)
-        return jax.lax.complex(*parts.reshape(2, -1))
+        return _kept(tensor, self.indices(basis))
 
     def lift(self, compact: Inexact[Array, " k"], basis: KeptEntries) -> Inexact[Array, ...]:
         """Scatter the entries into zeros."""
@@ -152,12 +144,11 @@ class UnstructuredSparse(Projection):
         """Scatter-add the entries to a tensor: only k entries are touched."""
         factor = weight * self.lift_factor(basis.shape)
         entries = compact if factor == 1.0 else factor * compact
-        if not _has_parts(tensor):
-            return _scatter_add(tensor, entries, self.indices(basis))
+        indices = self.indices(basis)
+        if not isinstance(tensor, Pair):
+            return _scatter_add(tensor, entries, indices)
         entries = jnp.concatenate([entries.real, entries.imag])
-        indices = _of_parts(self.indices(basis), tensor.size)
-        parts = _scatter_add(_parts(tensor), entries, indices)
-        return Pair(parts) if isinstance(tensor, Pair) else as_array(Pair(parts))
+        return Pair(_scatter_add(tensor.parts, entries, _of_parts(indices, tensor.size)))
 
     def complement(
         self, tensor: Tensor, compact: Inexact[Array, " k"], basis: KeptEntries
@@ -167,9 +158,9 @@ class UnstructuredSparse(Projection):
         return _without(tensor, self.indices(basis))
 
     def split(self, tensor: Tensor, basis: KeptEntries) -> tuple[Inexact[Array, " k"], Tensor]:
-        """Gather the kept entries and put zeros in their place."""
+        """Gather the kept entries and put zeros in their place; the indices are drawn once."""
         indices = self.indices(basis)
-        return self._project(tensor, indices), _without(tensor, indices)
+        return _kept(tensor, indices), _without(tensor, indices)
 
     def lift_factor(self, shape: tuple[int, ...]) -> float:
         """Return `scale`, times sqrt(size / kept) where that is asked for."""
@@ -197,20 +188,11 @@ class UnstructuredSparse(Projection):
         return self.transport(compact, old, new)
 
 
-def _has_parts(tensor) -> bool:
-    # XLA gathers and scatters complex numbers slowly: it is done for their parts.
-    return isinstance(tensor, Pair) or jnp.iscomplexobj(tensor)
-
-
-def _parts(tensor):
-    return (tensor if isinstance(tensor, Pair) else as_pair(tensor)).parts
-
-
 _SELECTED = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
 
 
 def _gather(x, indices):
-    return from_bits(to_bits(x.ravel()).at[indices].get(**_SELECTED), x.dtype)
+    return x.ravel().at[indices].get(**_SELECTED)
 
 
 def _scatter_add(x, entries, indices):
@@ -222,18 +204,14 @@ def _of_parts(indices, size):
     return jnp.concatenate([indices, indices + size])
 
 
+def _kept(tensor, indices):
+    if not isinstance(tensor, Pair):
+        return _gather(tensor, indices)
+    entries = _gather(tensor.parts, _of_parts(indices, tensor.size))
+    wide = entries.astype(jnp.promote_types(entries.dtype, jnp.float32))
+    return jax.lax.complex(*wide.reshape(2, -1))
+
+
 def _without(tensor, indices):
-    """Return a tensor with zeros at these indices.
-
-    They are marked in one byte per entry, more of which stay in a cache than of the tensor itself.
-    """
-    # Left to itself the compiler would make the zeros of all tensors at the beginning.
-    zeros = after(jnp.zeros(tensor.size, jnp.int8), indices, tensor.dtype.itemsize * tensor.size)
-    marks = zeros.at[indices].set(jnp.int8(1), **_SELECTED)
-
-    def cleared(x):
-        rows = to_bits(jnp.asarray(x)).reshape(-1, marks.size)
-        rows = jnp.where(marks != 0, jnp.zeros((), rows.dtype), rows)
-        return from_bits(rows, x.dtype).reshape(x.shape)
-
+    cleared = lambda x: cleared_entries(x.reshape(-1, tensor.size), indices).reshape(x.shape)
     return jax.tree.map(cleared, tensor)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tensorgrad_jax.pieces import filled, reduced
+from tensorgrad_jax.backend.pieces import over_pieces
 from tensorgrad_jax.random_matrices.base import PRECISION, RandomMatrix
 from tensorgrad_jax.random_matrices.counters import BLOCK_BITS, Rows, rows_at, words
 
@@ -62,7 +62,7 @@ class _Independent(RandomMatrix):
                 tile = self._tile(key, row_offset, first, n, x.dtype)
                 return total + jnp.matmul(tile, part.T, precision=PRECISION)
 
-            return reduced(add, x.shape[1], width, jnp.zeros((self.columns, len(x)), x.dtype)).T
+            return over_pieces(add, x.shape[1], width, jnp.zeros((self.columns, len(x)), x.dtype)).T
 
         return self._for_platform(total, x)
 
@@ -73,7 +73,7 @@ class _Independent(RandomMatrix):
                 part = jnp.matmul(y, tile, precision=PRECISION)
                 return jax.lax.dynamic_update_slice_in_dim(out, part, first, axis=1)
 
-            return filled(put, rows, width, jnp.zeros((len(y), rows), y.dtype))
+            return over_pieces(put, rows, width, jnp.zeros((len(y), rows), y.dtype))
 
         return self._for_platform(product, y)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorgrad_jax.pieces import filled, reduced
+from tensorgrad_jax.backend.pieces import over_pieces
 from tensorgrad_jax.random_matrices.base import RandomMatrix, check_count
 from tensorgrad_jax.random_matrices.counters import high_half, rows_at, words
 
@@ -73,7 +73,9 @@ class SJLT(RandomMatrix):
             scaled = values.astype(x.dtype)[:, :, None] * part
             return total.at[columns].add(scaled, mode="promise_in_bounds")
 
-        return reduced(add, x.shape[1], self._width, jnp.zeros((self.columns, len(x)), x.dtype)).T
+        return over_pieces(
+            add, x.shape[1], self._width, jnp.zeros((self.columns, len(x)), x.dtype)
+        ).T
 
     def _product(self, key, y, row_offset, rows):
         by_column = y.T
@@ -84,4 +86,4 @@ class SJLT(RandomMatrix):
             part = (values.astype(y.dtype)[:, :, None] * picked).sum(0).T
             return jax.lax.dynamic_update_slice_in_dim(out, part, first, axis=1)
 
-        return filled(put, rows, self._width, jnp.zeros((len(y), rows), y.dtype))
+        return over_pieces(put, rows, self._width, jnp.zeros((len(y), rows), y.dtype))

@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tensorgrad_jax.pieces import filled, reduced
+from tensorgrad_jax.backend.pieces import over_pieces
 from tensorgrad_jax.random_matrices.base import RandomMatrix, check_count
 from tensorgrad_jax.random_matrices.counters import distinct, rows_at, words
 
@@ -111,7 +111,7 @@ class SRFT(RandomMatrix):
             return total + jnp.take_along_axis(coefficients, kept, axis=2).sum(1)
 
         zeros = jnp.zeros((len(x), self.columns), x.dtype)
-        return math.sqrt(self.length) * reduced(add, n_blocks, self._tile(len(x)), zeros)
+        return math.sqrt(self.length) * over_pieces(add, n_blocks, self._tile(len(x)), zeros)
 
     def _product(self, key, y, row_offset, rows):
         first, before, n_blocks = self._blocks_of(row_offset, rows)
@@ -127,5 +127,5 @@ class SRFT(RandomMatrix):
             return jax.lax.dynamic_update_slice_in_dim(out, part, i, axis=1)
 
         out = jnp.zeros((len(y), n_blocks, self.length), y.dtype)
-        out = math.sqrt(self.length) * filled(put, n_blocks, self._tile(len(y)), out)
+        out = math.sqrt(self.length) * over_pieces(put, n_blocks, self._tile(len(y)), out)
         return out.reshape(len(y), n_blocks * self.length)[:, before : before + rows]

@@ -113,6 +113,22 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
     """Return the optimizer that the `opt` options describe."""
     opt = config.opt
     schedule = build_schedule(opt, steps_per_epoch)
+    gap = build_gap(opt, steps_per_epoch * opt.n_epochs)
+    if opt.optimizer() == "tensor_muon":
+        return tg.tensor_muon(
+            schedule,
+            tg.Tucker((..., opt.channel_share, opt.channel_share), factors="real"),
+            update_proj_gap=gap,
+            weight_decay=opt.weight_decay,
+            specs=tensor_specs,
+            b1=opt.momentum,
+            adam_b1=opt.b1,
+            adam_b2=opt.b2,
+            eps=opt.eps,
+            on_refresh=opt.on_refresh,
+            seed=config.seed,
+            per_layer=opt.per_layer_opt,
+        )
     projection = build_projection(opt, config.fno.separable)
     mu_dtype = None if opt.enforce_full_complex_precision else jnp.bfloat16
     if projection is None:
@@ -124,12 +140,12 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
             optax.scale_by_learning_rate(schedule),
         )
     chain = functools.partial(tg.projected_adamw, match_size=opt.match_update_size)
-    if opt.optimizer_type == "subspace_momentum":
+    if opt.optimizer() == "subspace_momentum":
         chain = tg.subspace_momentum
     return chain(
         schedule,
         projection,
-        update_proj_gap=build_gap(opt, steps_per_epoch * opt.n_epochs),
+        update_proj_gap=gap,
         weight_decay=opt.weight_decay,
         specs=tensor_specs,
         b1=opt.b1,
@@ -224,8 +240,9 @@ def build_schedule(opt: OptConfig, steps_per_epoch: int) -> optax.Schedule:
 
 def build_gap(opt: OptConfig, total_steps: int) -> Any:
     """Return the gap between refreshes: a number, or a schedule over the whole training."""
+    start = opt.update_proj_gap or (50 if opt.optimizer() == "tensor_muon" else 200)
     if opt.update_proj_gap_mode == "fixed":
-        return opt.update_proj_gap
+        return start
     schedules = {
         "linear": tg.linear_gap,
         "exponential": tg.exponential_gap,
@@ -233,14 +250,14 @@ def build_gap(opt: OptConfig, total_steps: int) -> Any:
     }
     assert opt.update_proj_gap_end is not None
     schedule = schedules[opt.update_proj_gap_mode]
-    return schedule(opt.update_proj_gap, opt.update_proj_gap_end, total_steps)
+    return schedule(start, opt.update_proj_gap_end, total_steps)
 
 
 def build_projection(opt: OptConfig, separable: bool = False) -> tg.Projection | None:
     """Return the projection that the options ask for, None for plain AdamW.
 
     1. Is the gradient compressed? `opt.tensorgrad` decides; where it is null, `opt.optimizer_type`
-       does: adamw is plain AdamW, the others compress.
+       does: adamw is plain AdamW, tensor_muon has a projection of its own, the others compress.
     2. One projection or two? A given `opt.second_proj_type` means two, a given `opt.proj_type`
        alone means one. With neither, tensorgrad and tensorgrad_sum take the setting of the
        TensorGRaD paper (5% random entries, then a Tucker core of 20%), adamw and
@@ -269,7 +286,7 @@ def build_projection(opt: OptConfig, separable: bool = False) -> tg.Projection |
         return dataclasses.replace(first, scale=opt.scale)  # pyright: ignore
     second = _build_part(opt, kinds[1], "second_", separable)
     of = lambda kind: 1.0 if kind == "low_rank" else opt.tensorgrad_sum_lambda_sparse
-    pair = tg.Sum if opt.optimizer_type == "tensorgrad_sum" else tg.Residual
+    pair = tg.Sum if opt.optimizer() == "tensorgrad_sum" else tg.Residual
     return pair(first, second, weights=(opt.scale * of(kinds[0]), 1.0 * of(kinds[1])))
 
 

@@ -40,8 +40,8 @@ def parse(argv: list[str]) -> Config:
     for name, (value, source) in (given | {name: (flags[name], "") for name in flags}).items():
         section, _, option = name.rpartition(".")
         tree[section][option] = _converted(name, value, source)
-    groups = {section: Config.model_fields[section].annotation for section in _SECTIONS}
-    config = Config(**tree[""], **{s: cls(**tree[s]) for s, cls in groups.items() if cls})
+    groups: dict[str, Any] = {s: Config.model_fields[s].annotation for s in _SECTIONS}
+    config = Config(**tree[""], **{section: groups[section](**tree[section]) for section in groups})
     unused = config.unused()
     # Flags only: a file may hold the settings of what is switched off for the moment.
     for name, text in flags.items():
@@ -58,10 +58,11 @@ def to_yaml(config: Config) -> str:
 
 def _converted(name: str, value: Any, source: str) -> Any:
     """A value of the option's own type, from what a flag, or the file `source`, says."""
-    option, number = OPTIONS[name], type(value) in (int, float)
-    adapter = TypeAdapter(Annotated[option.annotation, option], config=Config.model_config)
+    option = OPTIONS[name]
+    hint: Any = Annotated[option.annotation, option]  # pyright: ignore[reportInvalidTypeForm]
+    adapter = TypeAdapter(hint, config=Config.model_config)
     # In a file the name 2024 needs no quotes.
-    other = _as_yaml(value) if isinstance(value, str) else str(value) if number else value
+    other = {str: _as_yaml, int: str, float: str}.get(type(value), lambda same: same)(value)
     for reading in (None if value == "null" and not source else value, other):
         with contextlib.suppress(ValidationError):
             return adapter.validate_python(reading)
@@ -118,9 +119,8 @@ def _load(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f", line {mark.line + 1}" if mark else ""
         told = problem or f"expected a YAML text file: {' '.join(str(error).split())}"
-        raise ConfigError(f"{where}{line}: {told}") from None
+        raise ConfigError(f"{where}{f', line {mark.line + 1}' if mark else ''}: {told}") from None
     if not isinstance(content, dict | None):
         found, expected = type(content).__name__, "a mapping with the sections data, fno and opt"
         raise ConfigError(f"{where}: got a {found}, expected {expected}")

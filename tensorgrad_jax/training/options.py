@@ -32,7 +32,7 @@ Shares = Annotated[tuple[Share, ...], _LIST, _SHARES]
 _Budget = Annotated[InstanceOf[float], Field(gt=0, le=1)]
 _RANK = "a number in (0, 1], an integer >= 1, or a list of one of the two such as [8,8,4,4]"
 Rank = Annotated[Count | _Budget | Counts | Annotated[tuple[_Budget, ...], _LIST], _RANK]
-Optimizer = Literal["adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"]
+Optimizer = Literal["tensor_muon", "adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"]
 Kind = Literal["low_rank", "structured_sparse", "unstructured_sparse"]
 Selection = Literal["randk", "topk", "probability"]
 Side = Literal["std", "reverse_std", "left", "right", "full"]
@@ -205,9 +205,11 @@ class OptConfig(Options):
     """The optimizer and the training loop."""
 
     prefix = "opt."
-    optimizer_type: Optimizer = option(
-        "tensorgrad", "adamw: no compression; else see docs/train.md"
+    optimizer_type: Optimizer | None = option(
+        None, "null: tensor_muon; tensorgrad with opt.tensorgrad True or a proj_type"
     )
+    channel_share: Fraction = option(0.5, "tensor_muon: channels whose momentum is kept")
+    momentum: Decay = option(0.95, "tensor_muon: decay of the momentum")
     tensorgrad: bool | None = option(None, "compress gradients; null: unless optimizer_type adamw")
     proj_type: Kind | None = option(None, "null: low_rank, unstructured_sparse if there are two")
     rank: Rank = option(0.25, "Tucker rank of the first projection, or its budget")
@@ -220,7 +222,7 @@ class OptConfig(Options):
     second_sparse_ratio: Fraction = option(0.05, "entries kept by the second projection")
     second_sparse_type: Selection = option("randk", "how the second projection selects entries")
     tensorgrad_sum_lambda_sparse: Positive = option(1.0, "weight of a composite's sparse part")
-    update_proj_gap: Count = option(200, "steps between refreshes of the projections")
+    update_proj_gap: Count | None = option(None, "steps to a refresh; null: 200, tensor_muon 50")
     update_proj_gap_mode: GapMode = option("fixed", "how the gap changes in training")
     update_proj_gap_end: Count | None = option(None, "gap at the end, unless the mode is fixed")
     n_iter_max_tucker: Count = option(1, "sweeps of the Tucker decomposition")
@@ -257,11 +259,18 @@ class OptConfig(Options):
         due = f"an integer >= 1 with opt.update_proj_gap_mode {self.update_proj_gap_mode}"
         yield endless, "update_proj_gap_end", None, due
 
+    def optimizer(self) -> str:
+        """The optimizer's type, also where it is null: what names a projection means TensorGRaD."""
+        named = self.tensorgrad or self.proj_type or self.second_proj_type
+        plain = "adamw" if self.tensorgrad is False else "tensorgrad" if named else "tensor_muon"
+        return plain if self.tensorgrad is False else self.optimizer_type or plain
+
     def kinds(self) -> tuple[str, ...]:
         """The kinds of the projections, none, one or two: the rules of `build_projection`."""
-        compressed = self.optimizer_type != "adamw" if self.tensorgrad is None else self.tensorgrad
+        of_its_own = self.optimizer() == "tensor_muon"
+        compressed = not of_its_own and (self.tensorgrad or self.optimizer() != "adamw")
         first, second = self.proj_type, self.second_proj_type
-        paper = not first and self.optimizer_type in ("tensorgrad", "tensorgrad_sum")
+        paper = not first and self.optimizer() in ("tensorgrad", "tensorgrad_sum")
         both = (first or "unstructured_sparse", second or "low_rank")
         return () if not compressed else both if second or paper else (first or "low_rank",)
 
@@ -293,6 +302,9 @@ class Config(Options):
             many, matrix = isinstance(rank, tuple), opt.naive_galore and kind == "low_rank"
             yield many and len(rank) != axes, f"opt.{name}", rank, lengths
             yield many and matrix, f"opt.{name}", rank, due
+        due = "another one with fno.separable True: tensor_muon needs matrices of channels"
+        muon = opt.optimizer() == "tensor_muon"
+        yield muon and self.fno.separable, "opt.optimizer_type", "tensor_muon", due
         due = "a second projection with opt.optimizer_type tensorgrad_sum and a given "
         due += "opt.proj_type: a sum has two parts"
         alone = opt.optimizer_type == "tensorgrad_sum" and len(kinds) == 1
@@ -316,8 +328,11 @@ class Config(Options):
             "tensorgrad_sum_lambda_sparse": bool(second and sparse & {*kinds}),
         }
         used = {name for names in effects if effects[names] for name in names.split()}
-        about = " ".join([_REFRESHED, *effects]).split()
+        about = " ".join([_PROJECTED, _REFRESHED, *effects]).split()
         none = "opt.optimizer_type adamw compresses nothing without opt.tensorgrad True"
+        if opt.optimizer() == "tensor_muon":
+            none = "opt.optimizer_type is tensor_muon, which has its own; see opt.tensorgrad True"
+            about = " ".join([_PROJECTED, *effects]).split()
         unused = {} if kinds else {f"opt.{name}": none for name in about}
         for name in " ".join(effects).split():
             other = name[7:] if name.startswith("second_") else "second_" + name
@@ -325,11 +340,13 @@ class Config(Options):
             if name not in used:
                 unused.setdefault(f"opt.{name}", f"the projection is {' + '.join(kinds)}{hint}")
         for name, values, others, why in _NEEDS:
-            value = str(attrgetter(name)(self))
+            is_type = name == "opt.optimizer_type"
+            value = opt.optimizer() if is_type else str(attrgetter(name)(self))
             if value not in values.split():
                 unused = dict.fromkeys(others.split(), why.format(name, value)) | unused
         # What cannot be made is not made in any case.
         off = {"data.generate"} if not self.data.generate else set()
+        about = [*about, "channel_share", "momentum"]
         off |= {f"opt.{name}" for name in about} if opt.tensorgrad is False else set()
         return {name: reason for name, reason in unused.items() if name not in off}
 
@@ -343,8 +360,8 @@ def check_modes(n_modes: tuple[int, ...], dimension: int, reason: str) -> None:
 
 _TUCKER = "n_iter_max_tucker svd_type tucker_warm_restart"
 _GALORE = "galore_2d_proj_type first_dim_rollup"
-_REFRESHED = "proj_type second_proj_type scale on_refresh match_update_size per_layer_opt "
-_REFRESHED += "update_proj_gap update_proj_gap_mode update_proj_gap_end"
+_PROJECTED = "proj_type second_proj_type scale match_update_size"
+_REFRESHED = "on_refresh per_layer_opt update_proj_gap update_proj_gap_mode update_proj_gap_end"
 _FLOW = "data.viscosity data.t_end data.dt"
 _MADE = f"{_FLOW} data.solver_resolution data.generator_seed"
 _IS = "{} is {}"
@@ -352,6 +369,8 @@ _NO_START = "{} is {}, which needs no start"
 _FOR_ALL = "{} is {}, which holds for all moments"
 _OURS = "{} is {}, and only nsforcing, darcy, burgers can be generated"
 _ADAMS = "adamw tensorgrad tensorgrad_sum"
+_WIDE = f"{_ADAMS} subspace_momentum"
+_HALF = "{} {} keeps momentum in bfloat16"
 _NEEDS = [  # an option, the values with which others have an effect, those others, why not else
     ("opt.naive_galore", "True", "opt.galore_2d_proj_type opt.first_dim_rollup", _IS),
     ("opt.naive_galore", "False", "opt." + _TUCKER.replace(" ", " opt."), _IS),
@@ -359,6 +378,8 @@ _NEEDS = [  # an option, the values with which others have an effect, those othe
     ("opt.on_refresh", "transport", "opt.reset_sparse_optimizer_states", _FOR_ALL),
     ("opt.update_proj_gap_mode", "linear exponential exponential2", "opt.update_proj_gap_end", _IS),
     ("opt.optimizer_type", _ADAMS, "opt.match_update_size", "{} {} drops nothing"),
+    ("opt.optimizer_type", _WIDE, "opt.enforce_full_complex_precision", _HALF),
+    ("opt.optimizer_type", "tensor_muon", "opt.channel_share opt.momentum", _IS),
     ("opt.scheduler", "StepLR", "opt.step_size opt.gamma", _IS),
     ("opt.scheduler", "CosineAnnealingLR", "opt.scheduler_T_max", _IS),
     ("fno.fno_block_weights_precision", "half", "opt.stochastic_rounding", _IS),

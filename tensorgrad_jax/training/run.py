@@ -106,8 +106,7 @@ def new_run_folder(config: Config) -> Path:
                 f"--opt.resume_from_dir {folder}"
             )
         return folder
-    compressed = config.opt.tensorgrad is not False and config.opt.optimizer_type != "adamw"
-    base = f"{config.data.problem}_{config.opt.optimizer_type if compressed else 'adamw'}"
+    base = f"{config.data.problem}_{config.opt.optimizer()}"
     folder, n = parent / base, 1
     while os.path.lexists(folder):
         n += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array
 
 import tensorgrad_jax as tg
+from tensorgrad_jax.backend.batches import independent_parts
 from tensorgrad_jax.data.normalizers import UnitGaussianNormalizer
 from tensorgrad_jax.training.losses import LOSSES
 
@@ -48,20 +48,6 @@ def predict(graphdef: Any, params: Any, x: Array, encoding: Encoding) -> Array:
     return prediction if encoding.y is None else encoding.y.decode(prediction)
 
 
-def independent_parts(params: Any, shape: tuple[int, ...]) -> int:
-    """Return into how many parts a batch (batch, *grid, channels) is best cut on this machine.
-
-    XLA runs most matrix products on one core of a CPU, but independent ones at the same time: two
-    halves of a batch keep two cores busy (docs/performance.md). More parts than two were slower on
-    two cores, and every part is compiled. Not where that outweighs the work, nor where the
-    gradient of the weights, of which each part has its own, is not small beside the activations.
-    """
-    points = math.prod(shape[:-1])
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    worth_it = shape[0] % 2 == 0 and points >= 2**15 and weights <= 64 * points
-    return 2 if worth_it and jax.default_backend() == "cpu" else 1
-
-
 def make_train_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
@@ -72,7 +58,6 @@ def make_train_step(
 ) -> Callable[..., TrainState]:
     """Return the jitted function (state, batch) -> state; the given state's buffers are reused.
 
-    It has compiler options of its own, so that it cannot be called within another `jax.jit`.
     The loss is taken in physical units: it is the error that will be reported.
 
     Args:
@@ -103,7 +88,7 @@ def make_train_step(
         loss_sum = state.loss_sum + value.astype(jnp.float32)
         return TrainState(params, opt_state, state.step + 1, loss_sum)
 
-    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options())
+    return jax.jit(step, donate_argnums=0)
 
 
 def make_error_step(graphdef: Any, encoding: Encoding) -> Callable[..., dict[str, Array]]:
@@ -119,9 +104,4 @@ def make_error_step(graphdef: Any, encoding: Encoding) -> Callable[..., dict[str
             for name, loss in LOSSES.items()
         }
 
-    return jax.jit(errors, compiler_options=_compiler_options())
-
-
-def _compiler_options() -> dict[str, Any] | None:
-    # 512-bit vectors where the processor has them; XLA's default is half of that.
-    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
+    return jax.jit(errors)

@@ -1,6 +1,8 @@
 """Optax transformations built on projections."""
 
 from tensorgrad_jax.transforms.accounting import state_bytes as state_bytes
+from tensorgrad_jax.transforms.explanation import Explanation as Explanation
+from tensorgrad_jax.transforms.explanation import explain as explain
 from tensorgrad_jax.transforms.factored import (
     ScaleByFactoredRmsState as ScaleByFactoredRmsState,
 )

@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tensorgrad_jax.projections.base import Basis, Compact, LeafProjection
+from tensorgrad_jax.projections.base import Basis, Compact
+from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.pairs import Pair, as_array, is_pair
-from tensorgrad_jax.transforms.complex_pairs import packed_like, times_real, unpacked
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts
+from tensorgrad_jax.transforms.packing import packed_like, times_real, unpacked
 from tensorgrad_jax.transforms.roles import Role
 
 OnRefresh = Literal["transport", "keep", "reset"]

@@ -9,12 +9,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32
 
-from tensorgrad_jax.projections.base import TensorSpec
+from tensorgrad_jax.projections.leaf import TensorSpec
 from tensorgrad_jax.projections.plain import plain
-from tensorgrad_jax.transforms.complex_pairs import times_real
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
 from tensorgrad_jax.transforms.leaves import Specs, named_leaves
 from tensorgrad_jax.transforms.moments import abs_squared, bias_correction
+from tensorgrad_jax.transforms.packing import times_real
 from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
 
 
@@ -45,7 +45,10 @@ def scale_by_factored_rms(
     Two axes A and B of a tensor are factored, at every index of the others. With the running means
     of |g|^2, bias corrected as Adam's,
 
-        a = mean over B of |g|^2,   b = mean over A,   v = a b / mean(a),   u = g / (sqrt(v) + eps),
+    $$
+    a = \operatorname{mean}_B |g|^2, \quad b = \operatorname{mean}_A |g|^2, \quad
+    v = \frac{a b}{\operatorname{mean}(a)}, \quad u = \frac{g}{\sqrt{v} + \varepsilon},
+    $$
 
     so that v is exact where |g|^2 is a product of a function on A and one on B, and the means of v
     over A and over B always are. Of an FNO weight A and B are the channels, at every frequency:
@@ -60,7 +63,7 @@ def scale_by_factored_rms(
         specs: which leaves are factored, see `in_subspace`. Real and imaginary part of a complex
             pair have one second moment, the mean of their squares. The two largest axes are
             factored, the last ones among equals; `TensorSpec.groups` asks for others, or for groups
-            of axes: frequencies by channel pairs, ((0, 1), (2, 3)), would take 1,168 numbers above.
+            of axes: frequencies by both channels, ((0, 1), (2, 3)), would take 1,168 numbers above.
         numerator: makes of the gradients what is divided by the root; None for the gradients
             themselves. `optax.ema(b1)` gives the momentum of Adam, and in a subspace
             (`in_subspace(optax.ema(b1), ..., complement="pass")`) a small one.
@@ -74,7 +77,7 @@ def scale_by_factored_rms(
     Raises:
         ValueError: here, if b2 or eps is out of range; at `init`, if a spec does not fit its leaf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> transform = scale_by_factored_rms()
         >>> gradient = jnp.ones((16, 9, 32, 32)).at[0].set(5.0)
@@ -122,8 +125,7 @@ def scale_by_factored_rms(
         nu, scaled = {}, []
         for (name, g), above in zip(arrays.items(), treedef.flatten_up_to(divided), strict=True):
             squares = abs_squared(g)
-            pair = _pair_axes(g, chosen[name])
-            for axis in pair:
+            for axis in _complex_axes(g, chosen[name]):
                 # Slices are added in the pass that squares; a sum over an axis would be its own.
                 first, second = jnp.split(squares, 2, axis)
                 squares = (first + second) / 2
@@ -160,14 +162,14 @@ def _product(means, averaged):
     return product
 
 
-def _pair_axes(leaf, spec: TensorSpec | None) -> tuple[int, ...]:
+def _complex_axes(leaf, spec: TensorSpec | None) -> tuple[int, ...]:
     if spec is None or spec.complex_axis is None:
         return ()
     return (spec.complex_axis % leaf.ndim,)
 
 
 def _mean_shape(leaf, spec, averaged):
-    gone = {*averaged, *_pair_axes(leaf, spec)}
+    gone = {*averaged, *_complex_axes(leaf, spec)}
     return tuple(1 if axis in gone else n for axis, n in enumerate(leaf.shape))
 
 
@@ -175,7 +177,7 @@ def _averaged_axes(name: str, leaf: Any, spec: TensorSpec | None) -> list[tuple[
     """Return for every mean the axes that it is taken over; one empty tuple for a full moment."""
     if spec is None:
         return [()]
-    kept_out = {*_pair_axes(leaf, spec), *(a % leaf.ndim for a in spec.batch_axes)}
+    kept_out = {*_complex_axes(leaf, spec), *(a % leaf.ndim for a in spec.batch_axes)}
     axes = [a for a in range(leaf.ndim) if a not in kept_out]
     groups = _two_largest(leaf.shape, axes) if spec.groups is None else spec.groups
     within = all(-leaf.ndim <= a < leaf.ndim for group in groups for a in group)

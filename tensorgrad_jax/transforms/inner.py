@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import optax
 
-from tensorgrad_jax.projections.base import LeafProjection
+from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.pairs import is_pair
-from tensorgrad_jax.transforms.complex_pairs import unpacked
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts
+from tensorgrad_jax.transforms.packing import unpacked
 from tensorgrad_jax.transforms.roles import Role
 
 

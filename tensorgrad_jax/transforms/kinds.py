@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from tensorgrad_jax.projections.base import TensorSpec
+from tensorgrad_jax.projections.leaf import TensorSpec
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
 from tensorgrad_jax.transforms.leaves import Specs, named_leaves
 from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
@@ -71,3 +71,45 @@ def by_kind(
         return treedef.unflatten([scaled[name] for name in arrays]), ByKindState(inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, compiler_chooses(update_fn))
+
+
+def with_axes_last(
+    transform: Make, axes: Callable[[str, Any, TensorSpec], tuple[int, int]]
+) -> Make:
+    """Return what makes a transformation of tensors, of which two axes are moved to the end.
+
+    Args:
+        transform: makes it of the specs that then hold, by name.
+        axes: (name, leaf, its spec) -> the two axes, not negative.
+    """
+
+    def make(specs):
+        def order(name, leaf):
+            last = axes(name, leaf, specs[name])
+            return (*(a for a in range(leaf.ndim) if a not in last), *last)
+
+        def moved(leaves):
+            return {n: x.transpose(order(n, x)) for n, x in leaves.items()}
+
+        def of_moved(leaves):
+            made = {}
+            for name, leaf in leaves.items():
+                place, spec = order(name, leaf).index, specs[name]
+                new = lambda axis, place=place, n=leaf.ndim: place(axis % n)
+                pair = None if spec.complex_axis is None else new(spec.complex_axis)
+                made[name] = TensorSpec(pair, tuple(new(a) for a in spec.batch_axes))
+            return optax.with_extra_args_support(transform(made))
+
+        def init_fn(params):
+            return of_moved(params).init(moved(params))
+
+        def update_fn(updates, state, params=None, **extra_args):
+            del params
+            made = of_moved(updates)
+            scaled, state = made.update(moved(updates), state, None, **extra_args)
+            back = lambda n: sorted(range(updates[n].ndim), key=order(n, updates[n]).__getitem__)
+            return {n: x.transpose(back(n)) for n, x in scaled.items()}, state
+
+        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+    return make

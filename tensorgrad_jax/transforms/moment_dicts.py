@@ -46,8 +46,8 @@ class MomentDicts:
 
     def others(self) -> list[tuple[str, Any]]:
         """Return path and value of everything in the state that is not a moment."""
-        pairs = zip(self._paths, self._nodes, strict=True)
-        return [(p, x) for i, (p, x) in enumerate(pairs) if i not in self._places]
+        entries = zip(self._paths, self._nodes, strict=True)
+        return [(p, x) for i, (p, x) in enumerate(entries) if i not in self._places]
 
     def state(self) -> optax.OptState:
         """Return the state with what was replaced."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int32, PyTree
 
 from tensorgrad_jax.projections.pairs import is_pair
 from tensorgrad_jax.projections.plain import plain
-from tensorgrad_jax.transforms.complex_pairs import packed_like, times_real, unpacked
+from tensorgrad_jax.transforms.packing import packed_like, times_real, unpacked
 
 
 class ScaleByAdamState(NamedTuple):
@@ -39,8 +39,10 @@ def scale_by_adam(
 ) -> optax.GradientTransformation:
     r"""Rescale updates by Adam, with one real second moment per entry.
 
-        m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) |g|^2,
-        u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+    $$
+    m \leftarrow b_1 m + (1 - b_1) g, \quad v \leftarrow b_2 v + (1 - b_2) |g|^2, \quad
+    u = \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \varepsilon} .
+    $$
 
     For complex g this is the update along g that does not depend on the phase convention, and it
     stores 12 bytes per complex64 entry; `optax.scale_by_adam` keeps v in a complex array (16).
@@ -63,7 +65,7 @@ def scale_by_adam(
         ValueError: if a decay is outside [0, 1), eps is negative or a dtype is not a real
             floating-point one.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> transform = scale_by_adam()
         >>> params = jnp.zeros(2, jnp.complex64)
@@ -161,12 +163,12 @@ def momentum(
 
 
 def _first_zeros(params, mu_dtype):
-    """Return first moments at their start, complex ones as pairs where `mu_dtype` is given."""
+    """Return first moments at their start, complex ones packed where `mu_dtype` is given."""
 
     def zeros(p):
-        pair = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
+        packed = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
         dtype = jnp.dtype(mu_dtype or jnp.promote_types(p.dtype, jnp.float32))
-        return jnp.zeros((2, *p.shape), dtype) if pair else jnp.zeros_like(p, dtype)
+        return jnp.zeros((2, *p.shape), dtype) if packed else jnp.zeros_like(p, dtype)
 
     return jax.tree.map(zeros, params)
 

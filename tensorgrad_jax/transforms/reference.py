@@ -157,8 +157,6 @@ class _ReferenceResidual(Residual):
     """What is left over is the tensor minus what `first` lifts, its scale included."""
 
     def _split(self, tensor, basis):
-        if self.first.lift_factor(tensor.shape) == 1.0:
-            return super()._split(tensor, basis)
         compact = self.first.project(tensor, basis)
         return compact, self.first.add_lifted(tensor, compact, basis, -1.0)
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from tensorgrad_jax.projections.base import Compact, LeafProjection
+from tensorgrad_jax.projections.base import Compact
+from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.pairs import Tensor
 from tensorgrad_jax.projections.unstructured import UnstructuredSparse
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
@@ -128,7 +129,7 @@ class Sample:
         zeros tells nothing: then the size is that of an optimizer whose update has the same size
         per entry in either space.
         """
-        wanted, size = self._sizes(self._pairs_behind(sample)), self._sizes(lifted)
+        wanted, size = self._sizes(self._stacks_in_front(sample)), self._sizes(lifted)
         known = (wanted > 0) & (size > 0)
         ratio = jnp.where(known, wanted / jnp.where(size > 0, size, 1), self._leaf.budget**-0.5)
         factor = getattr(self._leaf.projection, "scale", 1.0) * ratio
@@ -139,11 +140,11 @@ class Sample:
 
         return jax.tree.map(scaled, lifted)
 
-    def _pairs_behind(self, sample):
+    def _stacks_in_front(self, sample):
         """Return the arrays of a sample with the axis of stacked tensors in front."""
         arrays = jax.tree.leaves(sample)
-        pair = self._leaf.spec.complex_axis is not None
-        return [jnp.moveaxis(x, 0, 1) if pair and self._stacked else x for x in arrays]
+        parts_in_front = self._stacked and self._leaf.spec.complex_axis is not None
+        return [jnp.moveaxis(x, 0, 1) if parts_in_front else x for x in arrays]
 
     @property
     def _stacked(self) -> bool:

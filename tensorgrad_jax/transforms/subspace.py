@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32, PyTree
 
-from tensorgrad_jax.bfloat16 import all_finite, any_nonzero
-from tensorgrad_jax.ordering import after, last_array
-from tensorgrad_jax.projections.base import LeafProjection, Projection
+from tensorgrad_jax.backend.ordering import after, last_array
+from tensorgrad_jax.projections.base import Projection
+from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.plain import plain
 from tensorgrad_jax.transforms import carrying
 from tensorgrad_jax.transforms.carrying import Moments, OnRefresh
@@ -120,7 +120,7 @@ def in_subspace(
         ValueError: if an argument is not one of these; in `init`, if a spec does not fit its
             parameter, or `on_refresh="transport"` meets a moment it cannot carry.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> import tensorgrad_jax as tg
         >>> params = {"w": jnp.ones((16, 16, 8)), "b": jnp.ones(16)}
@@ -205,7 +205,7 @@ class _InSubspace:
         rule = self._rule(leaves, moments, state.count)
         basis, next_refresh, tensors, compact, given = {}, {}, {}, {}, dict(leaves.arrays)
 
-        # One parameter after the other: what a large one needs meanwhile is a multiple of itself.
+        # One parameter after the other: while one is projected, arrays as large as it are alive.
         # The last first, as its gradient comes first out of the backward pass.
         done = None
         for index, (name, leaf) in reversed(list(enumerate(leaves.compressed.items()))):
@@ -334,11 +334,11 @@ class _InSubspace:
 
 
 def _all_finite(tree):
-    return jnp.all(jnp.stack([all_finite(x) for x in jax.tree.leaves(tree)]))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 def _any_nonzero(tree):
-    return jnp.any(jnp.stack([any_nonzero(x) for x in jax.tree.leaves(tree)]))
+    return jnp.any(jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(tree)]))
 
 
 def _check_arguments(inner, projection, gap, on_refresh, complement, seed):

@@ -1,4 +1,7 @@
-"""Complex moments: in precisions that have no complex numbers, and scaled by real ones."""
+"""Complex moments: packed in precisions that have no complex numbers, and scaled by real ones.
+
+A complex moment is *packed* as one real array with real and imaginary part along a new axis 0.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from jaxtyping import Array
 
 
 def unpacked(stored: Array, like: Any) -> Array:
-    """Return a stored moment as float32 or wider, complex if it holds pairs.
+    """Return a stored moment as float32 or wider, complex if it is packed.
 
     Args:
-        stored: the moment of a tensor, or for a complex tensor the pair of its parts.
+        stored: the moment of a tensor, or that of a complex tensor packed.
         like: something with the tensor's shape and dtype.
     """
     stored = stored.astype(jnp.promote_types(stored.dtype, jnp.float32))
