@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from interleaved import by_turns, summary, table, timed, write
-from tensorgrad_jax.models import FNO
+from tensorgrad_jax.models import FNO  # pyright: ignore[reportMissingImports]
 
 from tensorgrad_jax import trak
 from tensorgrad_jax.per_example import Project, ProjectLayers, per_example

@@ -229,6 +229,28 @@ def test_features_of_a_backward_pass_are_those_of_gradients(make):
     assert np.all(weights == 1)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: trak.KroneckerProjector(0, 6, 0), "grad_dim must be a positive integer, got 0"),
+        (lambda: trak.KroneckerProjector(6, -1, 0), "proj_dim must be a positive integer, got -1"),
+        (lambda: trak.KroneckerProjector(6, 6, -1), "seed must be an integer from 0"),
+        (lambda: kron().project(jnp.ones((2, 6)), 0), "must be a tree with an array per parameter"),
+        (lambda: kron().project([jnp.ones((2, 5))], 0), "grad_dim=6 numbers per example, got 5"),
+        (lambda: kron().project([jnp.ones((2, 6))], 1.5), "model_id must be an integer from 0"),
+    ],
+)
+def test_mistakes_with_kronecker_products_are_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def kron():
+    return trak.KroneckerProjector(6, 6, 0)
+
+
 def test_features_of_narrow_dtypes():
     x, y = linear_data()
     params = network_parameters()

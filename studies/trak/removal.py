@@ -27,7 +27,7 @@ from flax import nnx
 from lds import rank_correlation
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tensorgrad_jax.models import FNO
+from tensorgrad_jax.models import FNO  # pyright: ignore[reportMissingImports]
 
 from tensorgrad_jax import trak
 from tensorgrad_jax.data import generate_burgers, open_dataset

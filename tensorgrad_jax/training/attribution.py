@@ -265,12 +265,12 @@ def write_attribution(
         line = {"test_sample": i, "resolution": test.resolution, "l2": float(error)}
         lines.append(line | {"helpful": described(best), "harmful": described(worst)})
         picture = f"attribution_{i}.png"
-        neighbours = [
-            [(int(j), float(column[j]), run.data.train[int(j)]) for j in chosen]
-            for chosen in (best, worst)
+        drawn = lambda chosen: [
+            (int(j), float(column[j]), run.data.train[int(j)])  # noqa: B023
+            for j in chosen
         ]
         title = f"test sample {i}, relative L2 error {error:.3g}"
-        plot_attribution(sample, prediction, *neighbours, folder / picture, title)
+        plot_attribution(sample, prediction, drawn(best), drawn(worst), folder / picture, title)
         written.append(picture)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "attribution.jsonl").write_text(text, encoding="utf-8")

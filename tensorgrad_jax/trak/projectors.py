@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -370,7 +371,7 @@ class KroneckerProjector(AbstractProjector):
         leaves = [Leaf(f"grads[{i}]", x.shape[1:], x.dtype, 0) for i, x in enumerate(pairs)]
         keys = reduction.operands(leaves, None)
         parts = [reduction.reduce(*given) for given in zip(leaves, keys, pairs, strict=True)]
-        return sum(parts[1:], parts[0])
+        return functools.reduce(jnp.add, parts)
 
     def source(self, model_id: int) -> Source:
         """Return the key of a checkpoint's matrices."""
