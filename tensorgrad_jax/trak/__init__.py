@@ -1,5 +1,7 @@
 """TRAK: which training examples does a prediction rest on?
 
+    python -m tensorgrad_jax.trak --run runs/NAME      # of a run of train.py
+
     from tensorgrad_jax import trak
 
     projector = trak.BasicProjector(grad_dim=p, proj_dim=4096, seed=0, proj_type="rademacher")
