@@ -140,7 +140,7 @@ def test_channels_need_not_be_the_last_axes(projection):
     first = {"w": jnp.moveaxis(last["w"], (2, 3), (0, 1))}
     options = {"update_proj_gap": 2, "specs": {"w": tg.TensorSpec()}, "mu_dtype": None}
     make = lambda: tg.tensor_muon(1e-2, projection, **options)
-    updates = [(t := make()).update(g, t.init(g))[0]["w"] for g in (last, first)]
+    updates = [(t := make()).update(g, t.init(g), g)[0]["w"] for g in (last, first)]
     assert updates[1].shape == (8, 6, 3, 3)
     np.testing.assert_allclose(jnp.moveaxis(updates[1], (0, 1), (2, 3)), updates[0], atol=1e-6)
 

@@ -97,7 +97,7 @@ def draw_bytes(rows: list[Row], path: Path) -> None:
             axis.errorbar(x, mean(values), error, fmt="o", color="tab:red" if ours else "tab:gray")
             axis.annotate(setting, (x, mean(values)), (4, 3), textcoords="offset points", size=6.5)
         axis.axhline(1, color="black", linewidth=0.6)
-        axis.set(xscale="log", title=task, xlabel="optimizer state / AdamW's")
+        axis.set(xscale="log", xlim=(0.04, 6), title=task, xlabel="optimizer state / AdamW's")
     axes[0][0].set_ylabel("test error / AdamW's")
     figure.tight_layout()
     figure.savefig(path, dpi=130)

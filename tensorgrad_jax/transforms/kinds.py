@@ -9,9 +9,10 @@ them, know it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import optax
+from jaxtyping import Array
 
 from tensorgrad_jax.projections.leaf import TensorSpec
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
@@ -67,7 +68,7 @@ def by_kind(
         for k, own in groups.items():
             own_params = {n: of_params[n] for n in own} if of_params else None
             changed, inner[k] = made[k].update(own, state.inner[k], own_params, **extra_args)
-            scaled.update(changed)
+            scaled.update(cast(dict[str, Array], changed))
         return treedef.unflatten([scaled[name] for name in arrays]), ByKindState(inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, compiler_chooses(update_fn))
@@ -106,7 +107,8 @@ def with_axes_last(
         def update_fn(updates, state, params=None, **extra_args):
             del params
             made = of_moved(updates)
-            scaled, state = made.update(moved(updates), state, None, **extra_args)
+            changed, state = made.update(moved(updates), state, None, **extra_args)
+            scaled = cast(dict[str, Array], changed)
             back = lambda n: sorted(range(updates[n].ndim), key=order(n, updates[n]).__getitem__)
             return {n: x.transpose(back(n)) for n, x in scaled.items()}, state
 

@@ -8,6 +8,7 @@ matrices of a network; a spectral weight is one complex matrix (in, out) for eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from tensorgrad_jax.transforms.leaves import Specs, named_leaves
 # x -> a x + b x^3 + c x^5 takes singular values in (0, 1] to about [.7, 1.2] within five rounds;
 # K. Jordan et al., Muon, 2024.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
+_LARGEST_TOGETHER = 2**24  # bytes
 
 
 def orthogonalize(
@@ -87,34 +89,17 @@ def orthogonalize(
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"orthogonalize: dtype must be a real float dtype, got {dtype!r}")
 
-    def polar(update, complex_axis, rows, columns):
-        """Return the polar factors of an array whose axes are named."""
-        parts = update[None] if complex_axis is None else jnp.moveaxis(update, complex_axis, 0)
-        is_complex = jnp.iscomplexobj(parts)
-        if is_complex:
-            parts = jnp.concatenate([parts.real, parts.imag])
-        below = lambda axis: axis - (complex_axis is not None and axis > complex_axis) + 1
-        places = (below(rows), below(columns))
-        matrices = jnp.moveaxis(parts, places, (-2, -1))
-        wide = jnp.promote_types(matrices.dtype, jnp.float32)
-        factors = _polar_factors(matrices.astype(wide), steps, dtype or wide)
-        per_number = max(matrices.shape[-2:]) * len(matrices)
-        factors = scale * per_number**0.5 * factors
-        factors = jnp.moveaxis(factors.astype(parts.dtype), (-2, -1), places)
-        if is_complex:
-            return jax.lax.complex(factors[0], factors[1])
-        return factors[0] if complex_axis is None else jnp.moveaxis(factors, 0, complex_axis)
-
-    def of_leaf(name, leaf, spec):
+    def taken(name, leaf, spec):
+        """Return a leaf's matrices and what puts them back; None where it has none."""
         if spec is None:
-            return leaf
-        complex_axis, rows, columns = matrix_axes(name, leaf, spec)
-        return polar(leaf, complex_axis, rows, columns)
+            return None
+        return _as_matrices(leaf, *matrix_axes(name, leaf, spec))
 
-    def of_last_axes(leaf):
+    def taken_by_default(leaf):
         if is_pair(leaf):
-            return Pair(polar(leaf.parts, 0, leaf.parts.ndim - 2, leaf.parts.ndim - 1))
-        return polar(leaf, None, leaf.ndim - 2, leaf.ndim - 1) if leaf.ndim >= 2 else leaf
+            matrices, back = _as_matrices(leaf.parts, 0, leaf.parts.ndim - 2, leaf.parts.ndim - 1)
+            return matrices, lambda x: Pair(back(x))
+        return _as_matrices(leaf, None, leaf.ndim - 2, leaf.ndim - 1) if leaf.ndim >= 2 else None
 
     def init_fn(params):
         del params
@@ -123,11 +108,57 @@ def orthogonalize(
     def update_fn(updates, state, params=None):
         del params
         if specs is None:
-            return jax.tree.map(of_last_axes, updates, is_leaf=is_pair), state
-        arrays, chosen, treedef = named_leaves(updates, specs)
-        return treedef.unflatten([of_leaf(n, x, chosen[n]) for n, x in arrays.items()]), state
+            leaves, treedef = jax.tree.flatten(updates, is_leaf=is_pair)
+            found = [taken_by_default(leaf) for leaf in leaves]
+        else:
+            arrays, chosen, treedef = named_leaves(updates, specs)
+            leaves = list(arrays.values())
+            found = [taken(name, leaf, chosen[name]) for name, leaf in arrays.items()]
+        factors = iter(_of_all([x[0] for x in found if x is not None], scale, steps, dtype))
+        made = [g if x is None else x[1](next(factors)) for g, x in zip(leaves, found, strict=True)]
+        return treedef.unflatten(made), state
 
     return optax.GradientTransformation(init_fn, compiler_chooses(update_fn))
+
+
+def _as_matrices(
+    leaf: Array, complex_axis: int | None, rows: int, columns: int
+) -> tuple[Array, Callable[[Array], Array]]:
+    """Return (parts, ..., rows, columns), real and imaginary part or one, and what undoes it."""
+    parts = leaf[None] if complex_axis is None else jnp.moveaxis(leaf, complex_axis, 0)
+    is_complex = jnp.iscomplexobj(parts)
+    if is_complex:
+        parts = jnp.concatenate([parts.real, parts.imag])
+    below = lambda axis: axis - (complex_axis is not None and axis > complex_axis) + 1
+    places = (below(rows), below(columns))
+
+    def back(matrices):
+        parts = jnp.moveaxis(matrices, (-2, -1), places)
+        if is_complex:
+            return jax.lax.complex(parts[0], parts[1])
+        return parts[0] if complex_axis is None else jnp.moveaxis(parts, 0, complex_axis)
+
+    return jnp.moveaxis(parts, places, (-2, -1)), back
+
+
+def _of_all(leaves: list[Array], scale: float, steps: int, dtype: Any) -> list[Array]:
+    """Return the polar factors of every leaf's matrices, of leaves of one shape together.
+
+    Layers have weights of the same shape. A few large products then take the place of many small
+    ones, as long as copies of the leaves are small.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        alone = index if leaf.nbytes > _LARGEST_TOGETHER else None
+        groups.setdefault((leaf.shape, leaf.dtype, alone), []).append(index)
+    result = dict[int, Array]()
+    for (shape, kind, _), members in groups.items():
+        wide = jnp.promote_types(kind, jnp.float32)
+        together = jnp.stack([leaves[i].astype(wide) for i in members], 1)
+        factors = _polar_factors(together, steps, dtype or wide)
+        size = scale * (max(shape[-2:]) * shape[0]) ** 0.5
+        result |= {i: (size * factors[:, n]).astype(kind) for n, i in enumerate(members)}
+    return [result[i] for i in range(len(leaves))]
 
 
 def matrix_axes(name: str, leaf: Any, spec: TensorSpec) -> tuple[int | None, int, int]:
@@ -162,9 +193,12 @@ def _polar_factors(x: Array, steps: int, dtype: Any) -> Array:
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(0, -2, -1), keepdims=True))
     x = (x / jnp.where(norm > 0, norm, 1)).astype(dtype)
     a, b, c = _QUINTIC
-    for _ in range(steps):
+
+    def closer(_, x):
         gram = _times_adjoint(x)
-        x = a * x + _times(b * gram + c * _times_adjoint(gram), x)
+        return a * x + _times(b * gram + c * _times_adjoint(gram), x)
+
+    x = jax.lax.fori_loop(0, steps, closer, x)
     return jnp.swapaxes(x, -2, -1) if wide else x
 
 
