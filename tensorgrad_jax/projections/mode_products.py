@@ -156,12 +156,6 @@ def _real_rows(stack: Inexact[Array, "a _ b"]) -> Float[Array, "a rows b"]:
     return stack.astype(jnp.promote_types(stack.dtype, jnp.float32))
 
 
-def _is_ready(stack) -> bool:
-    """Whether `_real_rows` makes no copy."""
-    wide = jnp.promote_types(stack.dtype, jnp.float32)
-    return not jnp.iscomplexobj(stack) and stack.dtype == wide
-
-
 def _longer_side(stack) -> int:
     return 0 if stack.shape[0] >= stack.shape[2] else 2
 
@@ -169,7 +163,7 @@ def _longer_side(stack) -> int:
 def _multiplied(stack: Inexact[Array, "a _ b"], matrix: Float[Array, "m d"]) -> Array:
     """Return the matrix times each matrix of a stack."""
     product = lambda x, m: multiply_each(m, _real_rows(x))
-    if _is_ready(stack):
+    if not jnp.iscomplexobj(stack) and stack.dtype == matrix.dtype:
         return product(stack, matrix)
     axis = _longer_side(stack)
     return in_pieces(product, (stack, matrix), (axis, None), axis)
@@ -186,8 +180,6 @@ def _gram(stack: Inexact[Array, "a _ b"], scale: Float[Array, ""] | None) -> Flo
 def _largest_magnitude(stack: Inexact[Array, "a d b"]) -> Float[Array, ""]:
     """Return max |x| over real numbers, max of |real| and |imaginary part| over complex ones."""
     largest = lambda x: jnp.max(jnp.abs(_real_rows(x)))
-    if _is_ready(stack):
-        return largest(stack)
     return in_pieces(largest, (stack,), (_longer_side(stack),), None, jnp.maximum)
 
 
