@@ -11,7 +11,7 @@ import scipy.stats
 import train
 from tensorgrad_jax.data import generate_burgers
 from tensorgrad_jax.training.attribution import load_run, sample_loss_of
-from tensorgrad_jax.trak.__main__ import main
+from tensorgrad_jax.training.attribution_command import main
 
 
 @pytest.fixture(scope="module")
