@@ -2,6 +2,8 @@
 # make test         the same set-up, then the tests
 # make test-newest  half of them on the newest Python and packages, in an environment of their own
 # make lint         ruff and pyright
+# make docs         the documentation as a site, site/index.html; a wrong link fails
+# make validation   comparisons with what is known in closed form, a few minutes
 # make bench        the benchmarks; with PyTorch peers after: .venv/bin/pip install -e '.[bench]'
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,7 +11,7 @@ PY := $(VENV)/bin/python
 NEWEST_VENV ?= .venv-newest
 NEWEST_PYTHON ?= python3.13
 
-.PHONY: train test test-newest lint bench format clean
+.PHONY: train test test-newest lint docs validation bench format clean
 
 train: $(VENV)/.train
 	$(PY) train.py $(ARGS)
@@ -26,6 +28,13 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
+# With --quiet MkDocs would not count warnings, and a wrong link would pass.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+validation: $(VENV)/.train
+	for script in validation/*.py; do $(PY) $$script || exit 1; done
+
 bench: $(VENV)/.train
 	$(PY) benchmarks/optimizer.py $(ARGS)
 	$(PY) benchmarks/training_step.py
@@ -38,7 +47,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 # One stamp per extra: a target installs when pyproject.toml is newer than its stamp.
-$(VENV)/.train $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.train $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
@@ -47,4 +56,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST_VENV) build site *.egg-info .pytest_cache .ruff_cache

@@ -13,7 +13,8 @@ import sys
 def main(argv: list[str]) -> int:
     """Run the command and return its exit status."""
     # The options are checked before JAX is imported: a wrong one is told at once.
-    from tensorgrad_jax.training.config import ConfigError, parse
+    from tensorgrad_jax.training.config import parse
+    from tensorgrad_jax.training.options import ConfigError
 
     try:
         config = parse(argv)
@@ -21,9 +22,9 @@ def main(argv: list[str]) -> int:
 
         keep_freed_memory()
         from tensorgrad_jax.data import DataError
-        from tensorgrad_jax.training.interrupts import InterruptedRunError
-        from tensorgrad_jax.training.loop import DivergedError, run
-        from tensorgrad_jax.training.run_folder import config_to_resume
+        from tensorgrad_jax.training.checkpoints import InterruptedRunError
+        from tensorgrad_jax.training.loop import DivergedError
+        from tensorgrad_jax.training.run import config_to_resume, run
     except ConfigError as error:
         return _fail(error, 2)
     try:

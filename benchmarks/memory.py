@@ -15,8 +15,9 @@ from pathlib import Path
 
 import jax
 
+from tensorgrad_jax.training.build import build_step_memory
 from tensorgrad_jax.training.config import parse
-from tensorgrad_jax.training.memory import StepMemory, plot, step_memory, table
+from tensorgrad_jax.training.memory import StepMemory, plot, table
 
 HERE = Path(__file__).resolve().parent
 LARGE = [
@@ -48,7 +49,8 @@ def main() -> None:
     results: dict[str, dict[str, StepMemory]] = {}
     for size, size_flags in SIZES.items():
         rows = {
-            name: step_memory(parse([*size_flags, *flags])) for name, flags in OPTIMIZERS.items()
+            name: build_step_memory(parse([*size_flags, *flags]))
+            for name, flags in OPTIMIZERS.items()
         }
         results[size] = rows
         print(f"\n{size}\n\n{table(rows, 'AdamW')}", flush=True)

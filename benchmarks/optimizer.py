@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from interleaved import Peers, by_turns, machine, summary, table, timed, write
+from optax.contrib import MuonDimensionNumbers, muon
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.projections.pairs import as_pair
@@ -121,6 +122,14 @@ def step(peers: Peers, rounds: int) -> dict[str, Any]:
         "subspace_momentum 5%, uniform ranks": tg.subspace_momentum(1e-3, **options),
         "subspace_momentum, ranks (4, 7, 64, 64), real factors": tg.subspace_momentum(
             1e-3, tg.Tucker((4, 7, 64, 64), factors="real"), **options
+        ),
+        "tensor_muon": tg.tensor_muon(1e-3, **options),
+        "tensor_muon, channels times .25": tg.tensor_muon(
+            1e-3, tg.Tucker((..., 0.25, 0.25), factors="real"), **options
+        ),
+        "tensor_muon, whole momentum": tg.tensor_muon(1e-3, None, specs=specs),
+        "optax.contrib.muon, per frequency": muon(
+            1e-3, muon_weight_dimension_numbers=MuonDimensionNumbers(3, 4)
         ),
     }
     runs, shares, temporaries = {}, {}, {}

@@ -17,8 +17,9 @@ import numpy as np
 from flax import nnx
 from interleaved import Peers, by_turns, machine, summary, table, timed, write
 
-from tensorgrad_jax.training.build import LOSSES, build_model, build_optimizer
+from tensorgrad_jax.training.build import build_model, build_optimizer
 from tensorgrad_jax.training.config import parse
+from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.step import Encoding, TrainState, make_train_step
 
 ADAMW = ["--opt.tensorgrad", "False"]

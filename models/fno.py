@@ -149,6 +149,14 @@ class FNO(nnx.Module):
 
     Raises:
         ValueError: if an argument is out of range; the message names it.
+
+    Examples:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from tensorgrad_jax.models import FNO
+        >>> model = FNO((4, 4), in_channels=2, out_channels=1, hidden_channels=8, rngs=nnx.Rngs(0))
+        >>> [jax.eval_shape(model, jax.numpy.ones((5, n, n, 2))).shape for n in (8, 16)]
+        [(5, 8, 8, 1), (5, 16, 16, 1)]
     """
 
     def __init__(

@@ -24,8 +24,8 @@ def tensor_specs(model_or_params: Any) -> Any:
     Returns:
         A tree like the parameters with a `TensorSpec` at each leaf whose last path key is
         `spectral_weight`, and None at all others: those are optimised as they are. The spec names
-        the axis of real and imaginary part and the batch axes, and its groups factor a second
-        moment over the channels, at every frequency.
+        the axis of real and imaginary part and the batch axes; its groups factor a second moment
+        over the channels, at every frequency, and its matrices are those of the channels.
         Its structure is the parameters' own down to their leaves,
         `jax.tree.structure(params).flatten_up_to(specs)` lists the specs in the order of the
         leaves. It can be given as it is, or this function itself as a callable.
@@ -34,6 +34,16 @@ def tensor_specs(model_or_params: Any) -> Any:
         ValueError: if a spectral weight has no pair of numbers where real and imaginary part are
             expected, because axes were added elsewhere than in front; or if there are neither
             `nnx.Param` nor bias and another axis could be that of the parts.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from tensorgrad_jax.models import FNO, tensor_specs
+        >>> model = nnx.eval_shape(lambda: FNO((8, 8), 1, 1, 16, n_layers=1, rngs=nnx.Rngs(0)))
+        >>> params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        >>> params["blocks"][0]["conv"]["spectral_weight"].shape
+        (2, 8, 5, 16, 16)
+        >>> tensor_specs(params)["blocks"][0]["conv"]["spectral_weight"].complex_axis
+        0
     """
     params = model_or_params
     if isinstance(params, nnx.Module):
@@ -73,7 +83,10 @@ def _spec(name: str, shape: tuple[int, ...], n_added: int) -> TensorSpec:
         )
     *others, a, b = range(n_added + 1, len(shape))
     groups = ((*others, a), (*others, b))
-    return TensorSpec(complex_axis=n_added, batch_axes=tuple(range(n_added)), groups=groups)
+    batch_axes = tuple(range(n_added))
+    return TensorSpec(
+        complex_axis=n_added, batch_axes=batch_axes, groups=groups, matrix_axes=(a, b)
+    )
 
 
 def _without_value(path: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tensorgrad_jax.training.build import build_optimizer
 from tensorgrad_jax.training.config import parse
-from tensorgrad_jax.training.loop import run
+from tensorgrad_jax.training.run import run
 
 KEPT = (
     "steps",
@@ -43,7 +43,7 @@ def run_grid(
         results: a file of JSON lines: the labels, of the run's summary what `KEPT` names, and as
             "curve" the training loss and the score of every epoch.
         optimizers: by the label "setting" what makes the optimizer in place of the flags, see
-            `tensorgrad_jax.training.loop.run`.
+            `tensorgrad_jax.training.run.run`.
     """
     runs = list(runs)
     for number, (labels, flags) in enumerate(runs, start=1):

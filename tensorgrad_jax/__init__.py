@@ -9,6 +9,7 @@ The public names are listed here; `tensorgrad_jax.models` holds the Flax modules
 
 from tensorgrad_jax.optimizers import projected_adamw as projected_adamw
 from tensorgrad_jax.optimizers import subspace_momentum as subspace_momentum
+from tensorgrad_jax.optimizers import tensor_muon as tensor_muon
 from tensorgrad_jax.optimizers import tensorgrad as tensorgrad
 from tensorgrad_jax.projections import MatrixLowRank as MatrixLowRank
 from tensorgrad_jax.projections import Projection as Projection
@@ -21,11 +22,13 @@ from tensorgrad_jax.projections import Tucker as Tucker
 from tensorgrad_jax.projections import UnstructuredSparse as UnstructuredSparse
 from tensorgrad_jax.projections import plan_ranks as plan_ranks
 from tensorgrad_jax.transforms import apply_updates as apply_updates
+from tensorgrad_jax.transforms import explain as explain
 from tensorgrad_jax.transforms import exponential2_gap as exponential2_gap
 from tensorgrad_jax.transforms import exponential_gap as exponential_gap
 from tensorgrad_jax.transforms import filter_by as filter_by
 from tensorgrad_jax.transforms import in_subspace as in_subspace
 from tensorgrad_jax.transforms import linear_gap as linear_gap
+from tensorgrad_jax.transforms import orthogonalize as orthogonalize
 from tensorgrad_jax.transforms import reference_adamw as reference_adamw
 from tensorgrad_jax.transforms import scale_by_adam as scale_by_adam
 from tensorgrad_jax.transforms import scale_by_factored_rms as scale_by_factored_rms

@@ -32,6 +32,9 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+# Programs that recorded the golden vectors, with packages that the tests do without.
+collect_ignore = ["golden"]
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 # The half of the suite that `make test-newest` runs: what depends most on the versions of Python,

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from tensorgrad_jax.data import DataError
-from tensorgrad_jax.training.config import ConfigError, parse
-from tensorgrad_jax.training.data_sets import load_data_sets
+from tensorgrad_jax.training.build import build_data
+from tensorgrad_jax.training.config import parse
+from tensorgrad_jax.training.options import ConfigError
 
 
 def config(root, problem, *flags):
@@ -21,7 +22,7 @@ def test_missing_files_are_made_at_the_finest_resolution(tmp_path, capsys, probl
     given = config(
         tmp_path, problem, "--data.test_resolutions", "[16,8]", "--data.solver_resolution", "128"
     )
-    data = load_data_sets(given)
+    data = build_data(given)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"{problem}_test_16.hdf5", f"{problem}_train_16.hdf5",
     ]  # fmt: skip
@@ -34,10 +35,10 @@ def test_missing_files_are_made_at_the_finest_resolution(tmp_path, capsys, probl
         if problem == "burgers":
             assert (file.attrs["viscosity"], file.attrs["dt"]) == (0.005, 0.005)
     assert "generated" in capsys.readouterr().out
-    load_data_sets(given)
+    build_data(given)
     assert capsys.readouterr().out == ""
     with pytest.raises(DataError, match="made with seed=0, not 7"):
-        load_data_sets(
+        build_data(
             config(
                 tmp_path, problem, "--data.test_resolutions", "[16,8]",
                 "--data.solver_resolution", "128", "--data.generator_seed", "7",
@@ -52,17 +53,17 @@ def test_files_made_elsewhere_are_used_as_they_are(tmp_path, capsys):
             file["x"], file["y"] = x, -x
     flags = ["--data.test_resolutions", "[8]"]
     given = config(tmp_path, "darcy", *flags)
-    data = load_data_sets(given)
+    data = build_data(given)
     np.testing.assert_array_equal(data.train[1]["x"][..., 0], x[1])
     assert data.validation is None
     assert "darcy_train_8.hdf5 was made elsewhere" in capsys.readouterr().out
-    validated = load_data_sets(config(tmp_path, "darcy", *flags, "--data.n_validation", "1"))
+    validated = build_data(config(tmp_path, "darcy", *flags, "--data.n_validation", "1"))
     assert validated.validation is not None
     assert (len(validated.train), len(validated.validation.source)) == (3, 1)
     np.testing.assert_array_equal(validated.validation.source[0]["x"][..., 0], x[3])
     # Nothing is generated beside them either: it would be of another kind.
     with pytest.raises(DataError, match=r"no darcy_test_16.hdf5"):
-        load_data_sets(config(tmp_path, "darcy", "--data.test_resolutions", "[16]"))
+        build_data(config(tmp_path, "darcy", "--data.test_resolutions", "[16]"))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -71,7 +72,7 @@ def test_a_problem_that_cannot_be_generated(tmp_path):
         config(tmp_path, "mine", "--data.generate", "True")
     # What happens in any case may be said.
     with pytest.raises(DataError, match=r"no mine_train_8.hdf5"):
-        load_data_sets(config(tmp_path, "mine", "--data.generate", "False"))
+        build_data(config(tmp_path, "mine", "--data.generate", "False"))
 
 
 @pytest.mark.parametrize(

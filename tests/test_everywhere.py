@@ -17,7 +17,7 @@ from test_composability import OPTIMIZERS, assert_close, run, struct
 
 import tensorgrad_jax as tg
 
-READY = ("tensorgrad", "subspace_momentum", "projected_adamw", "filter_by")
+READY = ("tensorgrad", "subspace_momentum", "tensor_muon", "projected_adamw", "filter_by")
 ready = pytest.mark.parametrize("name", READY)
 
 

@@ -16,7 +16,7 @@ from tensorgrad_jax.models import FNO, tensor_specs
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.data import UnitGaussianNormalizer
-from tensorgrad_jax.training.build import LOSSES
+from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.step import Encoding, TrainState, make_error_step, make_train_step
 
 PLATFORMS = ("cuda", "tpu")
@@ -78,6 +78,8 @@ OPTIMIZERS = {
         **specs,
     ),
     "subspace_momentum": lambda **specs: tg.subspace_momentum(1e-3, **specs),
+    "tensor_muon": lambda **specs: tg.tensor_muon(1e-3, **specs),
+    "tensor_muon, whole momentum": lambda **specs: tg.tensor_muon(1e-3, None, **specs),
     "filter_by and Adam": lambda **specs: optax.chain(
         tg.filter_by(tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.2)), **specs),
         optax.adam(1e-3),

@@ -269,7 +269,7 @@ def test_tensor_specs_follow_the_parameters(view):
     leaves = jax.tree_util.tree_leaves_with_path(params)
     assert len(flat) == len(leaves)
     # (2, modes, modes, in, out): the second moment is factored over the channels.
-    expected = TensorSpec(complex_axis=0, groups=((1, 2, 3), (1, 2, 4)))
+    expected = TensorSpec(complex_axis=0, groups=((1, 2, 3), (1, 2, 4)), matrix_axes=(3, 4))
     for (path, leaf), spec in zip(leaves, flat, strict=True):
         spectral = "spectral_weight" in jax.tree_util.keystr(path)
         assert spec == (expected if spectral else None)

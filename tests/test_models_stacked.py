@@ -44,6 +44,7 @@ def test_axes_of_stacked_layers_are_batch_axes(counts, view):
         complex_axis=n,
         batch_axes=tuple(range(n)),
         groups=((n + 1, n + 2, n + 3), (n + 1, n + 2, n + 4)),
+        matrix_axes=(n + 3, n + 4),
     )
     specs = tensor_specs(VIEWS[view](stacked(*counts)))
     is_spec = lambda x: x is None or isinstance(x, tg.TensorSpec)

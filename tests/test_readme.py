@@ -1,28 +1,29 @@
-"""The README says what is: its example runs, its table of options is complete."""
+"""The README is short and its programs run; the table of options is complete."""
 
-import re
 from pathlib import Path
 
-from tensorgrad_jax.training.allowed import show
-from tensorgrad_jax.training.config import _OPTIONS
+from test_docs import programs, run_programs
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+from docs.options_table import PAGE, with_table
 
-
-def test_the_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
-    assert "'moments': " in capsys.readouterr().out
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_lists_every_option_with_its_default():
-    rows = [f"| `{n}` | `{show(o.default)}` | {o.help} |" for n, o in _OPTIONS.items()]
-    table = "\n".join(rows)
-    assert table in README, f"the table of options should read\n{table}"
+def test_the_programs_run(capsys):
+    assert len(programs(README)) == 4  # one for each of NNX, Linen and Equinox, and explain
+    run_programs(ROOT / "README.md")
+    assert "AdamW: 1 dimension" in capsys.readouterr().out
 
 
-def test_pictures_and_files_exist():
-    root = Path(__file__).resolve().parent.parent
-    targets = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
-    assert targets
-    assert all((root / target).is_file() for target in targets)
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
+    for program in programs(README)[:3]:
+        lines = [x for x in program.splitlines() if x and not x.startswith(("import", "from"))]
+        assert len(lines) <= 10
+
+
+def test_the_page_of_train_py_has_every_option_with_default_and_allowed_values():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_table(page), "run python docs/options_table.py"
+    assert "| `opt.rank` | `0.25` | " in page

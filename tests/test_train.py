@@ -18,6 +18,7 @@ import yaml
 import train
 from tensorgrad_jax.data import generate_navier_stokes
 from tensorgrad_jax.training import loop
+from tensorgrad_jax.training.build import build_data, build_training
 from tensorgrad_jax.training.config import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,7 +182,7 @@ def test_a_run_stopped_by_a_signal_continues_exactly(
     assert_same_run(folder, finished)
     # Every batch once, each the one of its place in an epoch that is not interrupted.
     assert list(used) == [(epoch, i) for epoch in range(3) for i in range(5)]
-    source = loop.load_data_sets(parse(arguments(data, tmp_path))).train
+    source = build_data(parse(arguments(data, tmp_path))).train
     for epoch in range(3):
         for i, batch in enumerate(original(source, 4, seed=0, epoch=epoch)):
             np.testing.assert_array_equal(used[epoch, i]["x"], batch["x"])
@@ -283,7 +284,7 @@ def test_a_continued_run_cannot_change(finished, capsys, change, message):
 def test_the_step_reuses_the_buffers_of_its_state(data, tmp_path):
     """Parameters and optimizer state are donated: the compiled step aliases all their bytes."""
     config = parse(arguments(data, tmp_path))
-    training = loop.Training(config, loop.load_data_sets(config))
-    training._compile()
+    training = build_training(config, build_data(config))
+    training.compile()
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(training.state))
     assert training._compiled.memory_analysis().alias_size_in_bytes >= state_bytes

@@ -11,7 +11,7 @@ import pytest
 
 import train
 from tensorgrad_jax.data import hdf5
-from tensorgrad_jax.training import loop
+from tensorgrad_jax.training import report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,7 +54,7 @@ def test_every_test_resolution_gets_its_errors_and_its_picture(
     write(tmp_path, dimension, max(tests))
     drawn = {}
     monkeypatch.setattr(
-        loop.report,
+        report,
         "plot_prediction",
         lambda x, y, prediction, path: drawn.update({path.name: (x, y, prediction)}),
     )

@@ -13,9 +13,10 @@ from tensorgrad_jax.models import FNO
 
 import train
 from tensorgrad_jax.data import hdf5
-from tensorgrad_jax.training import loop, run_folder
-from tensorgrad_jax.training.config import ConfigError, FnoConfig, parse
-from tensorgrad_jax.training.run_folder import make_run_folder
+from tensorgrad_jax.training import run
+from tensorgrad_jax.training.config import parse
+from tensorgrad_jax.training.options import ConfigError, FnoConfig
+from tensorgrad_jax.training.run import make_run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 FILL = -1.797e308
@@ -163,7 +164,7 @@ def test_what_cannot_be_compiled_leaves_no_folder(tmp_path):
 
     broken = optax.GradientTransformation(lambda params: (), update)
     with pytest.raises(NotImplementedError):
-        loop.run(parse(arguments(tmp_path, 8, {})), lambda config, steps: broken)
+        run.run(parse(arguments(tmp_path, 8, {})), lambda config, steps: broken)
     assert not (tmp_path / "runs").exists()
 
 
@@ -181,8 +182,8 @@ def test_two_runs_that_start_together_get_a_folder_each(tmp_path, monkeypatch):
     config = parse(["--opt.save_dir", str(tmp_path)])
     first = make_run_folder(config)
     seen = iter([first])
-    later = run_folder.new_run_folder
-    monkeypatch.setattr(run_folder, "new_run_folder", lambda c: next(seen, None) or later(c))
+    later = run.new_run_folder
+    monkeypatch.setattr(run, "new_run_folder", lambda c: next(seen, None) or later(c))
     second = make_run_folder(config)
     assert (second.parent, second.name) == (tmp_path, first.name + "_2")
     assert (second / "config.yaml").is_file()

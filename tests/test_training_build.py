@@ -8,7 +8,6 @@ from flax import nnx
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.training.build import (
-    LOSSES,
     ForgottenEntries,
     build_gap,
     build_model,
@@ -16,6 +15,7 @@ from tensorgrad_jax.training.build import (
     build_projection,
 )
 from tensorgrad_jax.training.config import parse
+from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.step import (
     Encoding,
     TrainState,
@@ -27,7 +27,8 @@ from tensorgrad_jax.training.step import (
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("", tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.2))),
+        ("", None),
+        ("--opt.tensorgrad True", tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.2))),
         ("--opt.tensorgrad False", None),
         ("--opt.tensorgrad True --opt.proj_type low_rank --opt.rank 0.25", tg.Tucker(0.25)),
         (
@@ -47,7 +48,8 @@ from tensorgrad_jax.training.step import (
         ),
         ("--opt.proj_type low_rank --opt.scale 0.5", tg.Tucker(0.25, scale=0.5)),
         (
-            "--opt.scale 3 --opt.tensorgrad_sum_lambda_sparse 0.5 --opt.scale_by_mask_ratio True",
+            "--opt.tensorgrad True --opt.scale 3 --opt.tensorgrad_sum_lambda_sparse 0.5 "
+            "--opt.scale_by_mask_ratio True",
             tg.Residual(
                 tg.UnstructuredSparse(0.05, scale_by_mask_ratio=True), tg.Tucker(0.2), (1.5, 1.0)
             ),
@@ -57,19 +59,20 @@ from tensorgrad_jax.training.step import (
             tg.StructuredSparse(0.05, "randk", scale_by_mask_ratio=True),
         ),
         (
-            "--opt.svd_type svd --opt.tucker_warm_restart False",
+            "--opt.tensorgrad True --opt.svd_type svd --opt.tucker_warm_restart False",
             tg.Residual(
                 tg.UnstructuredSparse(0.05), tg.Tucker(0.2, method="svd", warm_restart=False)
             ),
         ),
         (
-            "--opt.naive_galore True --opt.galore_2d_proj_type left --opt.first_dim_rollup 3",
+            "--opt.tensorgrad True --opt.naive_galore True --opt.galore_2d_proj_type left "
+            "--opt.first_dim_rollup 3",
             tg.Residual(
                 tg.UnstructuredSparse(0.05), tg.MatrixLowRank(0.2, "left", row_axes=(-2, -1, 0))
             ),
         ),
         (
-            "--opt.reset_sparse_optimizer_states True",
+            "--opt.tensorgrad True --opt.reset_sparse_optimizer_states True",
             tg.Residual(ForgottenEntries(0.05), tg.Tucker(0.2)),
         ),
     ],
@@ -136,12 +139,25 @@ def test_subspace_momentum_keeps_momentum_alone():
     assert [x.shape for x in divided.nu[name]] == [(1, 4, 3, 6, 1), (1, 4, 3, 1, 6)]
 
 
+def test_the_default_optimizer_keeps_one_small_momentum():
+    """Of a weight (2, 4, 3, 6, 6) that of a core of half of the channels, in bfloat16."""
+    size = "--fno.n_modes [4,4] --fno.hidden_channels 6 --fno.n_layers 1"
+    config = parse(size.split())
+    params = nnx.to_pure_dict(nnx.state(build_model(config, 1, 1), nnx.Param))
+    (scaled, *_) = jax.eval_shape(build_optimizer(config, 10).init, params)
+    momentum, _ = scaled.inner["tensor"].inner
+    ((name, mu),) = momentum.mu.items()
+    assert mu.parts.shape == (2, 4, 3, 3, 3)
+    assert mu.parts.dtype == jnp.bfloat16
+    assert [u.shape for u in scaled.inner["tensor"].basis[name]] == [(6, 3), (6, 3)]
+
+
 def test_updates_are_made_as_large_as_adamws():
     """Adam's first update has entries of one: so has, in the root mean square, the lifted one."""
     flags = "--fno.n_modes [4,4] --fno.hidden_channels 6 --fno.n_layers 1 --opt.weight_decay 0"
     rate = 1e-2
     for match in ("True", "False"):
-        config = parse(f"{flags} --opt.match_update_size {match}".split())
+        config = parse(f"{flags} --opt.tensorgrad True --opt.match_update_size {match}".split())
         params = nnx.to_pure_dict(nnx.state(build_model(config, 1, 1), nnx.Param))
         optimizer = build_optimizer(config, 10)
         updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
@@ -151,7 +167,8 @@ def test_updates_are_made_as_large_as_adamws():
 
 
 def test_gaps():
-    assert build_gap(parse([]).opt, 100) == 200
+    assert build_gap(parse([]).opt, 100) == 50
+    assert build_gap(parse(["--opt.tensorgrad", "True"]).opt, 100) == 200
     flags = "--opt.update_proj_gap 10 --opt.update_proj_gap_end 40 --opt.update_proj_gap_mode "
     gap = lambda mode, step: int(build_gap(parse((flags + mode).split()).opt, 100)(step))
     assert [gap("linear", s) for s in (0, 50, 100)] == [10, 25, 40]

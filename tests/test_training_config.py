@@ -1,9 +1,8 @@
 """The configuration: precedence, round trips, one-line errors, projection plans, schedules."""
 
-import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +10,20 @@ import numpy as np
 import pytest
 import yaml
 
-from tensorgrad_jax.training import config_files
-from tensorgrad_jax.training.allowed import COUNT, COUNTS, check_options
-from tensorgrad_jax.training.config import (
+import tensorgrad_jax as tg
+from tensorgrad_jax.training.build import build_projection, build_schedule
+from tensorgrad_jax.training.config import CONFIG_FOLDER, parse, to_yaml
+from tensorgrad_jax.training.options import (
     Config,
     ConfigError,
+    Count,
+    Counts,
     DataConfig,
     FnoConfig,
     OptConfig,
-    ProjectionPart,
-    ProjectionPlan,
-    parse,
-    resolve_projection_plan,
-    to_yaml,
+    Options,
+    option,
 )
-from tensorgrad_jax.training.schedules import learning_rate_schedule
 
 CONFIG = Path(__file__).parents[1] / "config"
 
@@ -79,10 +77,9 @@ def test_shipped_files_are_found_by_name_from_anywhere(name, tmp_path, monkeypat
 def test_darcy_file():
     config = parse(["--config_file", "darcy_tensorgrad_config"])
     assert config.data.test_resolutions == (16, 32)
-    assert resolve_projection_plan(config.opt) == PAPER
+    assert build_projection(config.opt) == PAPER
     argv = "--config_file darcy_tensorgrad_config --opt.proj_type low_rank --opt.rank 0.25"
-    plan = resolve_projection_plan(parse(argv.split()).opt)
-    assert plan == ProjectionPlan("single", (ProjectionPart("low_rank", rank=0.25),))
+    assert build_projection(parse(argv.split()).opt) == tg.Tucker(0.25)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +133,8 @@ def test_round_trip(config, write):
     assert parse(["--config_file", write(text)]) == config
     sections = yaml.safe_load(text)
     for section in ("data", "fno", "opt"):
-        fields = dataclasses.fields(getattr(config, section))
-        assert list(sections[section]) == [field.name for field in fields]
+        fields = type(getattr(config, section)).model_fields
+        assert list(sections[section]) == list(fields)
 
 
 def test_empty_file_and_empty_section(write):
@@ -152,8 +149,8 @@ def test_help_names_every_option(capsys):
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     for section in ("data", "fno", "opt"):
-        for field in dataclasses.fields(getattr(Config(), section)):
-            assert f"--{section}.{field.name}" in printed
+        for field in type(getattr(Config(), section)).model_fields:
+            assert f"--{section}.{field}" in printed
     assert "a number in (0, 1]" in printed
 
 
@@ -207,21 +204,33 @@ def test_help_names_every_option(capsys):
             "--opt.naive_galore True --opt.proj_type unstructured_sparse",
             ["no effect", "the projection is unstructured_sparse"],
         ),
-        ("--opt.galore_2d_proj_type left", ["no effect", "opt.naive_galore is False"]),
-        ("--opt.first_dim_rollup 2", ["no effect", "opt.naive_galore is False"]),
-        ("--opt.naive_galore True --opt.svd_type svd", ["no effect", "naive_galore is True"]),
         (
-            "--opt.naive_galore True --opt.first_dim_rollup 4",
+            "--opt.tensorgrad True --opt.galore_2d_proj_type left",
+            ["no effect", "opt.naive_galore is False"],
+        ),
+        (
+            "--opt.tensorgrad True --opt.first_dim_rollup 2",
+            ["no effect", "opt.naive_galore is False"],
+        ),
+        (
+            "--opt.tensorgrad True --opt.naive_galore True --opt.svd_type svd",
+            ["no effect", "naive_galore is True"],
+        ),
+        (
+            "--opt.tensorgrad True --opt.naive_galore True --opt.first_dim_rollup 4",
             ["opt.first_dim_rollup", "got 4", "at most 3"],
         ),
         (
-            "--opt.naive_galore True --opt.second_rank [8,8,8,8]",
+            "--opt.tensorgrad True --opt.naive_galore True --opt.second_rank [8,8,8,8]",
             ["opt.second_rank", "[8,8,8,8]", "opt.naive_galore"],
         ),
         ("--opt.galore_2d_proj_type up", ["opt.galore_2d_proj_type", "'up'", "reverse_std"]),
-        ("--opt.tucker_warm_restart False", ["no effect", "opt.svd_type is gram"]),
         (
-            "--opt.reset_sparse_optimizer_states True --opt.on_refresh reset",
+            "--opt.tensorgrad True --opt.tucker_warm_restart False",
+            ["no effect", "opt.svd_type is gram"],
+        ),
+        (
+            "--opt.tensorgrad True --opt.reset_sparse_optimizer_states True --opt.on_refresh reset",
             ["no effect", "opt.on_refresh is reset"],
         ),
         (
@@ -232,7 +241,18 @@ def test_help_names_every_option(capsys):
         ("--opt.n_epochs --seed 1", ["--opt.n_epochs", "no value"]),
         ("--data.n_tests [64, 64]", ["64]", "quotes"]),
         ("--config_file ns_smal.yaml", ["ns_smal.yaml", "mean ns_small.yaml?"]),
-        ("--opt.rank 0.1", ["--opt.rank 0.1", "no effect", "opt.second_rank"]),
+        (
+            "--opt.tensorgrad True --opt.rank 0.1",
+            ["--opt.rank 0.1", "no effect", "opt.second_rank"],
+        ),
+        ("--opt.rank 0.1", ["no effect", "tensor_muon, which has its own", "tensorgrad True"]),
+        ("--opt.scale 2", ["no effect", "tensor_muon, which has its own"]),
+        ("--opt.enforce_full_complex_precision True", ["no effect", "momentum in bfloat16"]),
+        (
+            "--opt.optimizer_type adamw --opt.momentum .9",
+            ["no effect", "opt.optimizer_type is adamw"],
+        ),
+        ("--fno.separable True", ["opt.optimizer_type", "'tensor_muon'", "fno.separable True"]),
         ("--opt.tensorgrad_sum_lambda_sparse 2 --opt.proj_type low_rank", ["no effect"]),
         ("--opt.optimizer_type adamw --opt.update_proj_gap 9", ["no effect", "opt.tensorgrad"]),
         ("--opt.step_size 3", ["no effect", "CosineAnnealingLR"]),
@@ -283,7 +303,7 @@ def test_errors_in_a_file(text, parts, write):
 
 def test_a_missing_file_lists_what_is_there():
     message = error_of("--config_file", "zzz")
-    for path in config_files.CONFIG_FOLDER.glob("*.yaml"):
+    for path in CONFIG_FOLDER.glob("*.yaml"):
         assert path.name in message
 
 
@@ -299,20 +319,21 @@ def test_values_are_checked_at_construction_too():
             construct()
 
 
-@dataclasses.dataclass(frozen=True)
-class Small:
-    sizes: Annotated[tuple[int, ...], COUNTS, "a list becomes a tuple"] = (1,)
+class Small(Options):
+    prefix = "small."
+    sizes: Counts = option((1,), "a list becomes a tuple")
     kind: Literal["a", "b"] | None = "a"
     flag: bool | None = True
-    count: Annotated[int, COUNT] = 1
-
-    def __post_init__(self):
-        check_options(self, "small.")
+    count: Count = 1
 
 
 def test_types_are_checked_at_construction():
     assert Small(sizes=[1, 2]).sizes == (1, 2)
-    assert Small(kind=None, flag=None) == Small((1,), None, None)
+    assert Small(kind=None, flag=None) == Small(sizes=(1,), kind=None, flag=None)
+    with pytest.raises(ConfigError, match=r"small.colour: got 'red', expected an option that"):
+        Small(colour="red")
+    with pytest.raises(ValueError, match="frozen"):
+        Small().count = 2
     for wrong in ({"sizes": 1}, {"kind": "c"}, {"flag": 1}, {"count": True}, {"count": None}):
         with pytest.raises(ConfigError, match=f"small.{next(iter(wrong))}: got .*, expected"):
             Small(**wrong)
@@ -320,34 +341,34 @@ def test_types_are_checked_at_construction():
 
 def test_leftovers_in_a_file_are_no_error(write):
     file = write(to_yaml(Config()))
-    assert resolve_projection_plan(
-        parse(["--config_file", file, "--opt.optimizer_type", "adamw"]).opt
-    ) == ProjectionPlan("none")
+    given = parse(["--config_file", file, "--opt.optimizer_type", "adamw"])
+    assert build_projection(given.opt) is None
     # A baseline beside the flags of the comparison.
     parse(["--opt.tensorgrad", "False", "--opt.rank", "0.25"])
 
 
-# --- projection plans -----------------------------------------------------------------------
+# --- projections ----------------------------------------------------------------------------
 
-FIVE_PERCENT = ProjectionPart("unstructured_sparse", sparse_ratio=0.05, sparse_type="randk")
-TWENTY_PERCENT = ProjectionPart("low_rank", rank=0.20)
-PAPER = ProjectionPlan("residual", (FIVE_PERCENT, TWENTY_PERCENT))
-LOW_RANK = ProjectionPlan("single", (ProjectionPart("low_rank", rank=0.25),))
+FIVE_PERCENT = tg.UnstructuredSparse(0.05, "randk")
+PAPER = tg.Residual(FIVE_PERCENT, tg.Tucker(0.20))
+LOW_RANK = tg.Tucker(0.25)
 
 
 @pytest.mark.parametrize(
-    ("argv", "plan"),
+    ("argv", "projection"),
     [
-        ("", PAPER),
+        ("", None),  # tensor_muon has a projection of its own
+        ("--opt.optimizer_type tensor_muon --opt.tensorgrad True", None),
+        ("--opt.optimizer_type tensorgrad", PAPER),
         ("--opt.tensorgrad True", PAPER),
-        ("--opt.tensorgrad False", ProjectionPlan("none")),
-        ("--opt.optimizer_type adamw", ProjectionPlan("none")),
-        ("--opt.optimizer_type adamw --opt.tensorgrad False", ProjectionPlan("none")),
+        ("--opt.tensorgrad False", None),
+        ("--opt.optimizer_type adamw", None),
+        ("--opt.optimizer_type adamw --opt.tensorgrad False", None),
         ("--opt.optimizer_type adamw --opt.tensorgrad True", LOW_RANK),
         ("--opt.optimizer_type subspace_momentum", LOW_RANK),
-        ("--opt.optimizer_type subspace_momentum --opt.tensorgrad False", ProjectionPlan("none")),
+        ("--opt.optimizer_type subspace_momentum --opt.tensorgrad False", None),
         ("--opt.tensorgrad True --opt.proj_type low_rank --opt.rank 0.25", LOW_RANK),
-        ("--opt.proj_type unstructured_sparse", ProjectionPlan("single", (FIVE_PERCENT,))),
+        ("--opt.proj_type unstructured_sparse", FIVE_PERCENT),
         (
             "--opt.proj_type unstructured_sparse --opt.sparse_ratio 0.05 --opt.sparse_type randk "
             "--opt.second_proj_type low_rank --opt.second_rank 0.20",
@@ -359,31 +380,25 @@ LOW_RANK = ProjectionPlan("single", (ProjectionPart("low_rank", rank=0.25),))
             "--opt.proj_type low_rank --opt.rank [4,4,2,2] --opt.second_proj_type "
             "unstructured_sparse --opt.second_sparse_ratio 0.1 --opt.second_sparse_type topk "
             "--opt.tensorgrad_sum_lambda_sparse 2",
-            ProjectionPlan(
-                "residual",
-                (
-                    ProjectionPart("low_rank", rank=(4, 4, 2, 2)),
-                    ProjectionPart(
-                        "unstructured_sparse", sparse_ratio=0.1, sparse_type="topk", weight=2.0
-                    ),
-                ),
+            tg.Residual(
+                tg.Tucker((4, 4, 2, 2)), tg.UnstructuredSparse(0.1, "topk"), weights=(1.0, 2.0)
             ),
         ),
         (
             "--opt.optimizer_type tensorgrad_sum --opt.second_rank 3",
-            ProjectionPlan("sum", (FIVE_PERCENT, ProjectionPart("low_rank", rank=3))),
+            tg.Sum(FIVE_PERCENT, tg.Tucker(3)),
         ),
     ],
 )
-def test_projection_plan(argv, plan):
-    assert resolve_projection_plan(parse(argv.split()).opt) == plan
+def test_projection(argv, projection):
+    assert build_projection(parse(argv.split()).opt) == projection
 
 
 # --- schedules ------------------------------------------------------------------------------
 
 
 def rates(opt, n_epochs, steps_per_epoch=3):
-    schedule = learning_rate_schedule(opt, steps_per_epoch)
+    schedule = build_schedule(opt, steps_per_epoch)
     steps = jnp.arange(n_epochs * steps_per_epoch)
     values = jax.jit(schedule)(steps)
     assert values.dtype == jnp.float32
@@ -411,4 +426,4 @@ def test_cosine(t_max, period):
 
 def test_schedule_needs_steps():
     with pytest.raises(ValueError, match="got 0"):
-        learning_rate_schedule(OptConfig(), 0)
+        build_schedule(OptConfig(), 0)

@@ -12,6 +12,7 @@ import scipy.stats
 
 from tensorgrad_jax import trak
 from tensorgrad_jax.trak import attributor as attributor_module
+from tensorgrad_jax.trak.features import projected_gradients
 from tensorgrad_jax.trak.scores import kernel
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -170,6 +171,99 @@ def test_gradients_of_a_part_of_the_parameters(tmp_path):
     attributor.grad_wrt = lambda path: False
     with pytest.raises(ValueError, match=r"grad_wrt selects none of the parameters \['a', 'b'\]"):
         attributor.featurize(params, 1, (x, y), "train")
+
+
+def network(params, example):
+    """Several kinds of parameters, one of them complex, one used twice, one not at all."""
+    x, y = example
+    h = jnp.tanh(x @ params["in"] + params["b"])
+    h = jnp.abs(params["complex"] @ (h + 1j * h**2))
+    return (h @ params["out"] @ h + params["b"].sum() ** 2 - y) ** 2
+
+
+def network_parameters():
+    r = np.random.default_rng(1)
+    draw = lambda *shape: jnp.asarray(r.normal(size=shape), jnp.float32)
+    return {
+        "b": draw(7), "complex": draw(3, 7) + 1j * draw(3, 7), "in": draw(5, 7),
+        "out": draw(3, 3), "unused": draw(2),
+    }  # fmt: skip
+
+
+class OneOfOnesOwn(trak.AbstractProjector):
+    def project(self, grads, model_id):
+        parts = [part.reshape(len(part), -1) for part in jax.tree.leaves(grads)]
+        parts = [y for x in parts for y in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
+        return jnp.concatenate(parts, 1)[:, : self.proj_dim]
+
+
+NETWORK_P = 7 + 2 * 21 + 35 + 9 + 2
+
+
+def chunked():
+    parts = [trak.BasicProjector(n, 6, i, "sjlt") for i, n in enumerate((40, NETWORK_P - 40))]
+    return trak.ChunkedCudaProjector(parts, 64, [40, NETWORK_P - 40], 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: trak.BasicProjector(NETWORK_P, 6, 0, "rademacher"),
+        lambda: trak.BasicProjector(NETWORK_P, 6, 0, "srft"),
+        lambda: trak.BasicSingleBlockProjector(NETWORK_P, 6, 0, "normal"),
+        lambda: trak.ExplicitProjector({2: np.random.default_rng(0).normal(size=(NETWORK_P, 6))}),
+        lambda: trak.KroneckerProjector(NETWORK_P, 6, 0),
+        chunked,
+        trak.NoOpProjector,
+        lambda: OneOfOnesOwn(NETWORK_P, 6, 0, "na", None),
+    ],
+)
+def test_features_of_a_backward_pass_are_those_of_gradients(make):
+    x, y = linear_data()
+    params, projector = network_parameters(), make()
+    output = trak.sample_loss(network)
+    got, weights = projected_gradients(output, params, (x, y), projector, 2, (True,) * 5, 16)
+    gradients = jax.vmap(jax.grad(network), (None, 0))(params, (x, y))
+    expected = np.asarray(make().project(gradients, 2))
+    assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
+    assert np.all(weights == 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: trak.KroneckerProjector(0, 6, 0), "grad_dim must be a positive integer, got 0"),
+        (lambda: trak.KroneckerProjector(6, -1, 0), "proj_dim must be a positive integer, got -1"),
+        (lambda: trak.KroneckerProjector(6, 6, -1), "seed must be an integer from 0"),
+        (lambda: kron().project(jnp.ones((2, 6)), 0), "must be a tree with an array per parameter"),
+        (lambda: kron().project([jnp.ones((2, 5))], 0), "grad_dim=6 numbers per example, got 5"),
+        (lambda: kron().project([jnp.ones((2, 6))], 1.5), "model_id must be an integer from 0"),
+    ],
+)
+def test_mistakes_with_kronecker_products_are_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def kron():
+    return trak.KroneckerProjector(6, 6, 0)
+
+
+def test_features_of_narrow_dtypes():
+    x, y = linear_data()
+    params = network_parameters()
+    features = [
+        projected_gradients(
+            trak.sample_loss(network), params, (x, y),
+            trak.BasicProjector(NETWORK_P, 6, 0, "normal", dtype=dtype), 0, (True,) * 5, 16,
+        )[0]
+        for dtype in ("float32", "bfloat16")
+    ]  # fmt: skip
+    error = np.linalg.norm(features[1] - features[0]) / np.linalg.norm(features[0])
+    assert 1e-4 < error < 1e-2
+    assert np.all(features[1] == np.asarray(jnp.asarray(features[1], jnp.bfloat16), np.float32))
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """The optimizers of the study: AdamW, its relatives, and one change at a time of ours.
 
-Each is a function (configuration, steps per epoch) -> optimizer, as `training.loop.run` wants it.
+Each is a function (configuration, steps per epoch) -> optimizer, as `training.run.run` wants it.
 Weight decay and learning rate stand at the end of every chain, so that rows differ in what they
 are named after.
 """
@@ -17,8 +17,8 @@ from optax.contrib import GaLoreDimensionNumbers, scale_by_galore
 from tensorgrad_jax.models import tensor_specs
 
 import tensorgrad_jax as tg
+from tensorgrad_jax.training.build import build_schedule
 from tensorgrad_jax.training.options import Config
-from tensorgrad_jax.training.schedules import learning_rate_schedule
 
 GAP = 50
 MATCHED = "TensorGRaD, size matched"
@@ -33,7 +33,7 @@ def scaled(make: Callable[[], optax.GradientTransformation]) -> Build:
         return optax.chain(
             make(),
             optax.add_decayed_weights(config.opt.weight_decay),
-            optax.scale_by_learning_rate(learning_rate_schedule(config.opt, steps_per_epoch)),
+            optax.scale_by_learning_rate(build_schedule(config.opt, steps_per_epoch)),
         )
 
     return build
@@ -57,7 +57,7 @@ def compressed(
 
 def paper(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     """Return the paper's composite with every convention of its implementation."""
-    schedule = learning_rate_schedule(config.opt, steps_per_epoch)
+    schedule = build_schedule(config.opt, steps_per_epoch)
     return tg.reference_adamw(
         schedule, PAPER, GAP, config.opt.weight_decay, tensor_specs, lambda_sparse=1.0
     )

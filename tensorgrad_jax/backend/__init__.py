@@ -7,5 +7,5 @@ alone; every other backend gets the plain operation (`jax.lax.platform_dependent
 for programs that are exported from a CPU).
 
 A trick stays while it is worth 3% of a training step or 5% of its peak memory; the list, with the
-numbers and what was taken out, is in docs/decisions.md. This room imports nothing of the library.
+numbers and what was taken out, is in docs/measurements.md. This room imports nothing of ours.
 """

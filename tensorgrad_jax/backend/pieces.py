@@ -69,11 +69,9 @@ def in_pieces(
             add = lambda start, length, total: combine(total, part(start, length))
             return over_pieces(add, n, width, blank(struct.shape, struct.dtype, arrays[0]))
 
-        joined: int = out_axis
-
-        def put(start, length, out):
+        def put(start, length, out, axis=out_axis):
             new = to_bits(part(start, length))
-            return jax.lax.dynamic_update_slice_in_dim(out, new, start, joined)
+            return jax.lax.dynamic_update_slice_in_dim(out, new, start, axis)
 
         dtype = jnp.uint16 if struct.dtype == jnp.bfloat16 else struct.dtype
         out = over_pieces(put, n, width, blank(struct.shape, dtype, arrays[0]))

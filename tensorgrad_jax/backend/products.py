@@ -21,9 +21,9 @@ def constant_times_each(matrix: np.ndarray, stack: Float[Array, "a d b"]) -> Arr
     As `multiply_each`, without pieces. A gradient is the product with the transposed matrix as it
     is stored: JAX's own would contract the rows of M, for which XLA for CPUs has no fast product.
     """
-    m = jnp.asarray(matrix, stack.dtype)
-    repeated = lambda stack: _repeated(m, stack)
-    plain = lambda stack: jnp.einsum("md,adb->amb", m, stack, precision=_HIGHEST)
+    constant = jnp.asarray(matrix, stack.dtype)
+    repeated = lambda stack: _repeated(constant, stack)
+    plain = lambda stack: jnp.einsum("md,adb->amb", constant, stack, precision=_HIGHEST)
     return jax.lax.platform_dependent(stack, cpu=repeated, default=plain)
 
 

@@ -23,9 +23,13 @@ _TAIL_ENERGY = 1e-3
 def solve_burgers(
     initial: Float[np.ndarray, "*batch n"], *, viscosity: float, t_end: float, dt: float
 ) -> Float[np.ndarray, "*batch n"]:
-    """Solution at time `t_end` of Burgers' equation with period 1::
+    r"""Solution at time `t_end` of Burgers' equation with period 1.
 
-        du/dt + u du/dx = viscosity d^2u/dx^2,    u(x, 0) = initial.
+    With the viscosity $\nu$,
+
+    $$
+    \partial_t u + u\, \partial_x u = \nu\, \partial_x^2 u, \qquad u(x, 0) = \text{initial}.
+    $$
 
     Space: Fourier-Galerkin on the frequencies |k| < n/3, products formed on the grid, where that
     cut (the two-thirds rule) keeps them free of aliasing. What the initial function contains above

@@ -28,9 +28,11 @@ def solve_darcy(
     *,
     tolerance: float = 1e-4,
 ) -> Float[np.ndarray, "*batch n n"]:
-    """Pressure u of a flow through a porous medium::
+    r"""Pressure u of a flow through a porous medium.
 
-        -div(a grad(u)) = f  on [0, 1]^2,    u = 0  on the boundary.
+    $$
+    -\nabla \cdot (a \nabla u) = f \;\text{ on } [0, 1]^2, \qquad u = 0 \;\text{ on the boundary.}
+    $$
 
     Finite volumes: a and u live at the centres x_j = (j + 1/2) / n of n x n cells. The flux through
     a face is that of two half cells in series, hence the harmonic mean of their permeabilities,

@@ -27,14 +27,16 @@ def solve_navier_stokes(
     t_end: float,
     dt: float,
 ) -> Float[np.ndarray, "*batch n n"]:
-    """Vorticity at time ``t_end`` of an incompressible flow on the torus [0, 2 pi)^2.
+    r"""Vorticity at time ``t_end`` of an incompressible flow on the torus [0, 2 pi)^2.
 
-    The equations are, with a forcing f that does not depend on time::
+    The equations are, with a forcing f that does not depend on time and the viscosity $\nu$,
 
-        d omega / dt + u . grad(omega) = viscosity * Laplace(omega) + f
-        u = (d psi / d x_2, -d psi / d x_1),    -Laplace(psi) = omega
+    $$
+    \partial_t \omega + u \cdot \nabla \omega = \nu \Delta \omega + f, \qquad
+    u = (\partial_2 \psi, -\partial_1 \psi), \qquad -\Delta \psi = \omega,
+    $$
 
-    so that omega = d u_2 / d x_1 - d u_1 / d x_2, positive for anticlockwise rotation. All
+    so that $\omega = \partial_1 u_2 - \partial_2 u_1$, positive for anticlockwise rotation. All
     quantities are dimensionless; with unit velocity and length the Reynolds number is
     1 / viscosity.
 

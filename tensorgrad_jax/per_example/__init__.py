@@ -13,15 +13,17 @@ their share in a subspace? N gradients do not fit into memory, but such reductio
 
     value, gradient, squares = per_example(loss, Squares())(params, batch)
 
-`Squares` is the mean of squared gradients, `Project` a random projection of every gradient,
-`InSubspace` the mean of squares in the compact form of a projection, `Stack` the gradients
-themselves; a reduction of your own is a frozen dataclass with one method (`reductions.Reduction`).
+`Squares` is the mean of squared gradients, `Project` a random projection of every gradient by one
+matrix, `ProjectLayers` by a Kronecker product per parameter, `InSubspace` the mean of squares in
+the compact form of a projection, `Stack` the gradients themselves; a reduction of your own is a
+frozen dataclass with one method (`reductions.Reduction`).
 
 What it costs. The method "fast" traces the function to a list of operations (`program`), finds
 where each parameter is used (`uses`), and reduces in one backward pass, at each use, from the
 other input of the operation and the cotangent of its result (`fast`). Where a parameter acts once
 per example a rule of the primitive (`rules`) gives squares at the price of one more such
-operation; everywhere else the operation alone is differentiated for a few examples at a time.
+operation; features come from slabs of a parameter (`slabs`) or from the factors of its gradient;
+everywhere else the operation alone is differentiated for a few examples at a time.
 "exact" differentiates the whole function for a few examples at a time (`exact`). "auto" is "fast",
 with "exact" for the parameters that are used more than once; `report` tells which.
 
@@ -34,9 +36,10 @@ from tensorgrad_jax.per_example.engine import Method as Method
 from tensorgrad_jax.per_example.engine import Row as Row
 from tensorgrad_jax.per_example.engine import per_example as per_example
 from tensorgrad_jax.per_example.engine import report as report
+from tensorgrad_jax.per_example.features import Project as Project
+from tensorgrad_jax.per_example.features import ProjectLayers as ProjectLayers
 from tensorgrad_jax.per_example.reductions import InSubspace as InSubspace
 from tensorgrad_jax.per_example.reductions import Leaf as Leaf
-from tensorgrad_jax.per_example.reductions import Project as Project
 from tensorgrad_jax.per_example.reductions import Reduction as Reduction
 from tensorgrad_jax.per_example.reductions import Squares as Squares
 from tensorgrad_jax.per_example.reductions import Stack as Stack

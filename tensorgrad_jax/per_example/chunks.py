@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 # Numbers that the gradients of one chunk of examples may hold in all.
-_CHUNK_NUMBERS = 2**22
+CHUNK_NUMBERS = 2**22
 
 
 def chunk_size(n: int, numbers: int, wanted: int | None) -> int:
@@ -20,7 +20,7 @@ def chunk_size(n: int, numbers: int, wanted: int | None) -> int:
         numbers: how many numbers the gradient of one example holds.
         wanted: what the caller asked for; None: as many as hold about 4 million numbers.
     """
-    return max(1, min(n, _CHUNK_NUMBERS // max(1, numbers) if wanted is None else wanted))
+    return max(1, min(n, CHUNK_NUMBERS // max(1, numbers) if wanted is None else wanted))
 
 
 def over_chunks(

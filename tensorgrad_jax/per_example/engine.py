@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tensorgrad_jax.per_example.chunks import chunk_size
+from tensorgrad_jax.per_example.chunks import CHUNK_NUMBERS, chunk_size
 from tensorgrad_jax.per_example.exact import added, exact
 from tensorgrad_jax.per_example.fast import Taps, evaluate, how
 from tensorgrad_jax.per_example.independence import check_independent
@@ -69,7 +69,8 @@ def per_example(
         argnums: which arguments of `fun` hold parameters: one, or several.
         batch_argnums: which hold examples, along axis 0 of every array.
         microbatch_size: where gradients of examples are formed, of how many at a time; None: of
-            so many that they hold about 4 million numbers.
+            so many (or of all with respect to so much of a parameter) that they hold about 4
+            million numbers.
         method: "exact": gradients of a few examples at a time. "fast": one backward pass, in which
             every operation that uses a parameter reduces its gradients; raises where a parameter
             is used more than once. "auto": fast, and exact for the parameters that it cannot do.
@@ -87,7 +88,7 @@ def per_example(
             fit, if examples are not independent, or with "fast" if a parameter is used in a way
             that it does not know. The message names the parameter or the primitive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from tensorgrad_jax.per_example import Squares, per_example
         >>> loss = lambda w, batch: jnp.mean(batch @ w)
@@ -313,9 +314,14 @@ class _Problem:
             return Row(leaf.path, leaf.shape, "fast", names, why, "nothing")
         if len(own) > 1:
             return slow(f"used {len(own)} times")
-        rule = how(own[0], self.setting.reduction)
+        rule = how(own[0], leaf, self._taps([i]))
         if rule is None:
             return slow(f"no rule for {names[0]}")
+        if rule.startswith("factors"):
+            return Row(leaf.path, leaf.shape, "fast", names, rule, "products with its factors")
+        if "slab" in rule:
+            cost = f"{self.n} gradients of {CHUNK_NUMBERS // self.n} of {leaf.size} numbers"
+            return Row(leaf.path, leaf.shape, "fast", names, rule, cost)
         by_rule = rule.startswith("squares")
         size = chunk_size(self.n, leaf.size, self.setting.microbatch_size)
         some = f"{size} of {self.n} gradients of {leaf.size} numbers at a time"
@@ -346,7 +352,11 @@ class _Problem:
             total, gradients, parts = self._fast(analysis, values, batch, operands, fast)
             if slow:
                 more = self._exact(values, batch, operands, slow)[2]
-                parts = added({**parts, **more}) if reduction.adds_leaves else {**parts, **more}
+                if reduction.adds_leaves:
+                    # Both are sums over leaves; which leaf they are filed under means nothing.
+                    sums = [*parts.values(), *more.values()]
+                    parts, more = added(dict(enumerate(sums))), {}
+                parts = {**parts, **more}
         results = [parts[i] for i in sorted(parts)]
         return total, gradients, reduction.combine(results, self.structure, self.n)
 
@@ -365,9 +375,7 @@ class _Problem:
 
     def _fast(self, analysis, values, batch, operands, reduced):
         reduction = self.setting.reduction
-        taps = Taps(
-            reduction, self.leaves, frozenset(reduced), self.n, self.setting.microbatch_size
-        )
+        taps = self._taps(reduced)
         examples = [x[:, None] for x in batch]
 
         def summed(values, probes):
@@ -382,6 +390,12 @@ class _Problem:
         probes = {i: self._probe(operands, i) for i in probed}
         total, (gradients, parts) = jax.value_and_grad(summed, (0, 1))(values, probes)
         return total, gradients, parts
+
+    def _taps(self, reduced: Sequence[int]) -> Taps:
+        setting = self.setting
+        return Taps(
+            setting.reduction, self.leaves, frozenset(reduced), self.n, setting.microbatch_size
+        )
 
     def _probe(self, operands, i: int) -> Any:
         """Return zeros like the reduction of one parameter."""

@@ -7,8 +7,10 @@ returns their reduction as the cotangent of a *probe*, an input that nothing dep
 gradient with respect to the probes is the reduction. Taps also work within checkpoints and loops,
 where what a backward pass needs is computed again or stacked; nothing is kept for them.
 
-A tap that has formed the gradients of some examples to reduce them has their sum, too: there the
-gradient itself is taken from the tap, not computed a second time.
+Features come from the factors of a dense layer's gradient, or from the gradients of all examples
+with respect to a slab of a parameter (`slabs`). A tap that has formed the gradients of some
+examples to reduce them has their sum, too: there the gradient itself is taken from the tap, not
+computed a second time.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from jax import Array
 
 from tensorgrad_jax.backend.ordering import LARGE_BYTES, after
 from tensorgrad_jax.backend.pieces import over_pieces
-from tensorgrad_jax.per_example.chunks import chunk_size, over_chunks
+from tensorgrad_jax.per_example.chunks import CHUNK_NUMBERS, chunk_size, over_chunks
 from tensorgrad_jax.per_example.program import Operation, Variable, read, run
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
 from tensorgrad_jax.per_example.rules import Rule, rule_for, rule_for_terms
+from tensorgrad_jax.per_example.slabs import Slabs, is_dense, outer_factors, slabs_of
 from tensorgrad_jax.per_example.uses import Analysis, Nested, Use
 
 
@@ -49,12 +52,28 @@ class Taps:
     microbatch_size: int | None
 
 
-def how(use: Use, reduction: Reduction) -> str | None:
+def how(use: Use, leaf: Leaf, taps: Taps) -> str | None:
     """Return in words how a use is reduced; None if it is not."""
-    if reduction.of_terms:
+    if taps.reduction.of_terms:
         return None if rule_for_terms(use) is None else "squares of terms"
-    rule = rule_for(use) if isinstance(reduction, Squares) else None
-    return f"squares of factors, {rule[1]}" if rule else "a few examples' gradients at a time"
+    if isinstance(taps.reduction, Squares) and (rule := rule_for(use)):
+        return f"squares of factors, {rule[1]}"
+    if _is_outer(use, leaf, taps):
+        return "factors of outer products"
+    if _slabs(use, leaf, taps):
+        return "all examples' gradients of a slab at a time"
+    return "a few examples' gradients at a time"
+
+
+def _is_outer(use: Use, leaf: Leaf, taps: Taps) -> bool:
+    return taps.reduction.takes_outer(leaf) and is_dense(use)
+
+
+def _slabs(use: Use, leaf: Leaf, taps: Taps) -> Slabs | None:
+    # Who says how many examples at a time has them.
+    if not taps.reduction.takes_slabs or taps.microbatch_size is not None:
+        return None
+    return slabs_of(use, leaf.shape, taps.n, CHUNK_NUMBERS)
 
 
 def evaluate(
@@ -100,16 +119,9 @@ def _tapped(use: Use, ins, values, parameters, probes, operands, taps: Taps):
     batched = use.is_batched
     if not tapped:
         return use.operation.apply_to_examples(ins, batched)
-    rule = None
-    if taps.reduction.of_terms:
-        rule = rule_for_terms(use)
-    elif isinstance(taps.reduction, Squares) and (found := rule_for(use)):
-        rule = found[0]
-
-    if rule is not None:
+    reduce = _from_factors(use, taps)
+    if reduce is not None:
         outs = use.operation.apply_to_examples(ins, batched)
-        (leaf,) = tapped
-        reduce = _by_rule(use, rule, taps.leaves[leaf])
         leaf_values = {}
         kept = (ins, [])
     else:
@@ -129,6 +141,23 @@ def _tapped(use: Use, ins, values, parameters, probes, operands, taps: Taps):
     tappable = [y for y, c in zip(outs, with_cotangents, strict=True) if c]
     results = iter(_tap(reduce, tappable, own_probes, leaf_values, own_operands, kept))
     return [next(results) if c else y for y, c in zip(outs, with_cotangents, strict=True)]
+
+
+def _from_factors(use: Use, taps: Taps):
+    """Return how to reduce from the operation's inputs and cotangent alone, or None.
+
+    The gradient itself is then none of the tap's business.
+    """
+    leaf = taps.leaves[use.leaves[0]]
+    if taps.reduction.of_terms:
+        rule = rule_for_terms(use)
+        return None if rule is None else _by_rule(use, rule, leaf)
+    if isinstance(taps.reduction, Squares) and (found := rule_for(use)):
+        return _by_rule(use, found[0], leaf)
+    if _is_outer(use, leaf, taps):
+        return _by_outer_products(use, leaf, taps.reduction)
+    slabs = _slabs(use, leaf, taps)
+    return None if slabs is None else _by_slabs(slabs, leaf, taps.reduction)
 
 
 def _outside(use: Use, parameters) -> list[Variable]:
@@ -204,6 +233,38 @@ def _by_rule(use: Use, rule: Rule, leaf: Leaf):
         struct = jax.ShapeDtypeStruct(leaf.shape, squares.dtype)
         pulled = jax.linear_transpose(lambda p: _viewed(use, p), struct)(squares)[0]
         return {index: pulled}, leaf_values, [d]
+
+    return reduce
+
+
+def _by_outer_products(use: Use, leaf: Leaf, reduction: Reduction):
+    """Reduce the gradients of a dense layer from its input and cotangent."""
+    index = use.leaves[0]
+
+    def reduce(cotangents, leaf_values, operands, kept):
+        (ins, _), (d,) = kept, cotangents
+        left, right = outer_factors(use, ins, d)
+        return {index: reduction.reduce_outer(leaf, operands[index], left, right)}, leaf_values, [d]
+
+    return reduce
+
+
+def _by_slabs(slabs: Slabs, leaf: Leaf, reduction: Reduction):
+    """Reduce the gradients of all examples with respect to a slab of the parameter at a time."""
+    index = slabs.use.leaves[0]
+
+    def reduce(cotangents, leaf_values, operands, kept):
+        (ins, _), (d,) = kept, cotangents
+
+        def part(first, n):
+            gradients = slabs.gradient(ins, d, first, n).astype(leaf.dtype)
+            return reduction.reduce_slab(leaf, operands[index], gradients, slabs.axis, first)
+
+        struct = jax.eval_shape(lambda: part(0, slabs.width))
+        add = lambda first, n, total: total + part(first, n)
+        total = jnp.zeros(struct.shape, struct.dtype)
+        total = over_pieces(add, leaf.shape[slabs.axis], slabs.width, total)
+        return {index: total}, leaf_values, [d]
 
     return reduce
 

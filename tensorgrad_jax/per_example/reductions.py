@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,40 @@ class Reduction(abc.ABC):
         """
         del structure
         return [None] * len(leaves)
+
+    @property
+    def takes_slabs(self) -> bool:
+        """Whether `reduce_slab` takes the gradients of all examples by parts of a parameter."""
+        return False
+
+    def takes_outer(self, leaf: Leaf) -> bool:
+        """Whether `reduce_outer` can reduce gradients that are sums of outer products."""
+        del leaf
+        return False
+
+    def reduce_slab(
+        self, leaf: Leaf, operands: Any, gradients: Inexact[Array, "n ..."], axis: int, first: Any
+    ) -> Any:
+        """Return the part of the reduction that a slab of one parameter has; slabs add up.
+
+        Args:
+            leaf: the parameter.
+            operands: its arrays.
+            gradients: of all examples, with respect to some indices of `axis`.
+            axis: of the parameter.
+            first: the first of these indices, an integer or a traced one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no slabs")
+
+    def reduce_outer(
+        self,
+        leaf: Leaf,
+        operands: Any,
+        left: Inexact[Array, "n positions rows"],
+        right: Inexact[Array, "n positions columns"],
+    ) -> Any:
+        """Reduce the gradients sum_t left_nt right_nt^T with respect to one matrix."""
+        raise NotImplementedError(f"{type(self).__name__} takes no outer products")
 
     @abc.abstractmethod
     def reduce(self, leaf: Leaf, operands: Any, gradients: Inexact[Array, "n ..."]) -> Any:
@@ -144,55 +178,6 @@ class Squares(Reduction):
         """Return the mean of squares, a tree like the parameters."""
         means = [_normalised(total, n, self.normalisation) for total in results]
         return jax.tree.unflatten(structure, means)
-
-
-@runtime_checkable
-class Matrix(Protocol):
-    """A random matrix of any number of rows, as far as `Project` knows it."""
-
-    def multiply_transposed(self, key: Any, x: Array, row_offset: int) -> Array:
-        """Return x P for x (n, rows), with the rows of P from `row_offset` on: (n, columns)."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Project(Reduction):
-    """Features: the gradient of every example, all parameters one after the other, times P.
-
-        y_n = P^T g_n,    g_n in R^p, P in R^(p x k)
-
-    Parameters lie in the order of `jax.tree.leaves`, each flattened in row-major order.
-
-    Attributes:
-        matrix: an object whose `multiply_transposed(key, x, row_offset)` maps (n, rows) to
-            (n, k) with the rows of P that begin at `row_offset`.
-        key: handed to the matrix.
-    """
-
-    matrix: Matrix
-    key: Any
-    rows = True
-    adds_leaves = True
-
-    def operands(self, leaves: Sequence[Leaf], structure: Any) -> list[Any]:
-        """Return the key."""
-        del structure
-        return [self.key] * len(leaves)
-
-    def reduce(self, leaf: Leaf, operands: Any, gradients: Inexact[Array, "n ..."]) -> Array:
-        """Return this parameter's part of the features."""
-        if jnp.iscomplexobj(gradients):
-            raise ValueError(
-                f"Project: parameter {leaf.path} is complex; features are of real parameters: "
-                "hold real and imaginary part"
-            )
-        flat = gradients.reshape(len(gradients), leaf.size)
-        return self.matrix.multiply_transposed(operands, flat, leaf.offset)
-
-    def combine(self, results: Sequence[Any], structure: Any, n: int) -> Any:
-        """Return the features: the sum of the parameters' parts."""
-        del structure, n
-        return results[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

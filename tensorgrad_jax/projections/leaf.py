@@ -34,11 +34,14 @@ class TensorSpec:
         groups: groups of axes over which `scale_by_factored_rms` factors the second moment; each
             axis but those above is in one of them, or in all: then it is factored at every index
             of that axis. None: the two largest axes are factored, at every index of the others.
+        matrix_axes: rows and columns of the matrices whose polar factors `orthogonalize` takes, one
+            for every index of the other axes. None: the two largest, the last ones among equals.
     """
 
     complex_axis: int | None = None
     batch_axes: tuple[int, ...] = ()
     groups: tuple[tuple[int, ...], ...] | None = None
+    matrix_axes: tuple[int, int] | None = None
 
     def __post_init__(self):
         make_plain(self)
@@ -49,6 +52,11 @@ class TensorSpec:
         axes = self.batch_axes
         if not isinstance(axes, tuple) or not all(_is_int(a) for a in axes):
             raise ValueError(f"TensorSpec: batch_axes must be a tuple of integers, got {axes!r}")
+        axes = self.matrix_axes
+        if axes is not None and not (
+            isinstance(axes, tuple) and len(axes) == 2 and all(_is_int(a) for a in axes)
+        ):
+            raise ValueError(f"TensorSpec: matrix_axes must be two integers or None, got {axes!r}")
         if self.groups is not None and not (
             isinstance(self.groups, tuple)
             and all(
@@ -244,14 +252,14 @@ class LeafProjection:
         return self._over_batch(lift)(compact, basis)
 
     def lift_onto_complement(
-        self, tensor: Tensor, update: Compact, compact: Compact, basis: Basis
+        self, tensor: Tensor, update: Compact, compact: Compact, basis: Basis, weight: float = 1.0
     ) -> Tensor:
-        """Return lift(update) plus what `compact` leaves over of `tensor`, of which it came."""
+        """Return lift(update) + weight * (what `compact` leaves over of `tensor`, its origin)."""
 
         def both(tensor, update, compact, basis):
             lifted = self.projection.lift(update, basis)
-            complement = self.projection.complement(tensor, compact, basis)
-            return lifted + as_array(complement)
+            complement = as_array(self.projection.complement(tensor, compact, basis))
+            return lifted + (complement if weight == 1.0 else weight * complement)
 
         return self._over_batch(both)(tensor, update, compact, basis)
 

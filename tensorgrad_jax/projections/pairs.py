@@ -63,5 +63,8 @@ def as_pair(tensor: Inexact[Array, ...]) -> Pair:
 
 
 def is_pair(node: Any) -> bool:
-    """Whether a node of a tree is a pair; for `is_leaf`."""
-    return isinstance(node, Pair)
+    """Whether a node of a tree is a pair of numbers; for `is_leaf`.
+
+    Under `optax.masked` a pair may hold a placeholder instead, which is no leaf.
+    """
+    return isinstance(node, Pair) and hasattr(node.parts, "dtype")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
-RankSpec = int | float | tuple[int, ...] | tuple[float, ...]
+# A tuple may hold one Ellipsis, which Python's types cannot say.
+RankSpec = int | float | tuple[Any, ...]
 
 
 def check_rank(owner: str, rank: RankSpec, name: str = "rank") -> None:
     """Raise ValueError unless `rank` is a budget, a rank, or a tuple of one or the other."""
     entries = rank if isinstance(rank, tuple) else (rank,)
+    if isinstance(rank, tuple) and entries.count(...) == 1:
+        entries = tuple(r for r in entries if r is not ...)
     allowed = (
         "a float in (0, 1], a positive integer, or a tuple of one or the other with an entry "
-        "per mode"
+        "per mode, ... for modes that stay whole"
     )
     numbers = all(isinstance(r, int | float) and not isinstance(r, bool) for r in entries)
     if not entries or not numbers or len({isinstance(r, float) for r in entries}) > 1:
@@ -25,15 +29,23 @@ def check_rank(owner: str, rank: RankSpec, name: str = "rank") -> None:
 def resolve_ranks(
     owner: str, rank: RankSpec, shape: tuple[int, ...], name: str = "rank"
 ) -> tuple[int, ...]:
-    """Return the rank of every mode of a tensor of this shape.
+    """Return the rank of every mode of a tensor of this shape; `...` stands for whole modes.
 
     Raises:
         ValueError: if `rank` is a tuple whose length is not the number of modes.
     """
     if isinstance(rank, tuple):
+        given = len(rank)
+        if ... in rank:
+            place, given = rank.index(...), len(rank) - 1
+            whole = shape[place : len(shape) - (given - place)]
+            # Sizes where ranks are given, whole shares where shares are.
+            shares = any(isinstance(r, float) for r in rank)
+            entries = (1.0,) * len(whole) if shares else whole
+            rank = (*rank[:place], *entries, *rank[place + 1 :])
         if len(rank) != len(shape):
             raise ValueError(
-                f"{owner}: {name}={rank!r} has {len(rank)} entries for a tensor of shape {shape}"
+                f"{owner}: {name}={rank!r} has {given} entries for a tensor of shape {shape}"
             )
         return tuple(
             max(1, _floor(r, d)) if isinstance(r, float) else min(r, d)

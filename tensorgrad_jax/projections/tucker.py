@@ -45,7 +45,8 @@ class Tucker(Projection):
     Attributes:
         rank: how much to keep. A float is a budget: the largest uniform shares r_i / d_i whose
             core has at most `rank * size` elements. An int is the rank of every mode; a tuple
-            gives one int (rank) or one float (share of the mode) per mode.
+            gives one int (rank) or one float (share of the mode) per mode; `...` stands for modes
+            that stay whole, so that (..., 0.5, 0.5) halves the last two.
         n_iter: sweeps over the modes. "gram": the first sweep is the sequentially truncated
             HOSVD, further ones are HOOI. "svd": HOOI sweeps after the start. From the third on,
             these sweeps stop once the relative error changes by less than 1e-4. "randomized":

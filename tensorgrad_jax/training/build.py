@@ -1,4 +1,7 @@
-"""From a configuration to the objects of a run: the model, its optimizer, its loss."""
+"""From a configuration to the objects of a run. Behind this file there is no configuration.
+
+config -> model, data sets, projection, schedules -> optimizer -> training
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,22 @@ import optax
 from flax import nnx
 
 import tensorgrad_jax as tg
+from tensorgrad_jax.data import FieldSource, open_dataset
 
 # Installed from models/, which type checkers do not see.
 from tensorgrad_jax.models import FNO, tensor_specs  # pyright: ignore[reportMissingImports]
-from tensorgrad_jax.training.config import ProjectionPart, resolve_projection_plan
-from tensorgrad_jax.training.losses import h1_loss, lp_loss
-from tensorgrad_jax.training.options import Config, OptConfig
-from tensorgrad_jax.training.schedules import learning_rate_schedule
+from tensorgrad_jax.training.data_sets import DataSets, TestSet, data_sets, generate_missing
+from tensorgrad_jax.training.loop import Training, steps_per_epoch
+from tensorgrad_jax.training.memory import StepMemory, step_memory
+from tensorgrad_jax.training.options import (
+    GENERATOR_OPTIONS,
+    Config,
+    DataConfig,
+    OptConfig,
+    check_modes,
+)
+
+OptimizerBuilder = Callable[[Config, int], optax.GradientTransformation]
 
 
 def build_model(config: Config, in_channels: int, out_channels: int) -> FNO:
@@ -48,10 +60,75 @@ def build_model(config: Config, in_channels: int, out_channels: int) -> FNO:
     )
 
 
+def build_data(config: Config) -> DataSets:
+    """Open the files that the `data` options name; make what is missing and can be generated.
+
+    What the training would find out later is found here, before anything of the run is written:
+    that model, training set and test sets do not fit each other, and numbers that are not finite.
+
+    Raises:
+        ConfigError: if `fno.n_modes` has not one entry per grid axis of the data.
+        DataError: if a file is missing, damaged, or does not hold what the options ask for.
+    """
+    data = config.data
+    if data.generate and data.problem in GENERATOR_OPTIONS:
+        generate_missing(
+            data.root,
+            data.problem,
+            train_resolution=data.train_resolution,
+            test_resolutions=data.test_resolutions,
+            n_train=data.n_train + data.n_validation,
+            n_test=max(data.n_tests),
+            seed=data.generator_seed,
+            **{name: getattr(data, name) for name in GENERATOR_OPTIONS[data.problem]},
+        )
+    training_file = (data.root, data.problem, "train", data.train_resolution)
+    train = open_dataset(*training_file, data.n_train, dimension=data.dimension)
+    check_modes(config.fno.n_modes, train.dimension, _description(train, data))
+    validation = None
+    if data.n_validation:
+        source = open_dataset(
+            *training_file, data.n_validation, start=data.n_train, dimension=data.dimension
+        )
+        validation = TestSet(data.train_resolution, source, data.test_batch_sizes[0])
+    tests = []
+    for resolution, n, batch_size in zip(
+        data.test_resolutions, data.n_tests, data.test_batch_sizes, strict=True
+    ):
+        file = (data.root, data.problem, "test", resolution)
+        source = open_dataset(*file, n, dimension=train.dimension)
+        tests.append(TestSet(resolution, source, batch_size))
+    encode = {"encode_input": data.encode_input, "encode_output": data.encode_output}
+    return data_sets(train, tests, validation, **encode)
+
+
+def _description(train: FieldSource, data: DataConfig) -> str:
+    """Return what tells the dimension of the data."""
+    shapes = ", ".join(f"{name} {shape}" for name, shape in train.shapes.items())
+    hint = "; where an axis holds channels, give data.dimension" if data.dimension is None else ""
+    return f"the samples of {train.path} are {train.dimension}-dimensional ({shapes}){hint}"
+
+
 def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     """Return the optimizer that the `opt` options describe."""
     opt = config.opt
-    schedule = learning_rate_schedule(opt, steps_per_epoch)
+    schedule = build_schedule(opt, steps_per_epoch)
+    gap = build_gap(opt, steps_per_epoch * opt.n_epochs)
+    if opt.optimizer() == "tensor_muon":
+        return tg.tensor_muon(
+            schedule,
+            tg.Tucker((..., opt.channel_share, opt.channel_share), factors="real"),
+            update_proj_gap=gap,
+            weight_decay=opt.weight_decay,
+            specs=tensor_specs,
+            b1=opt.momentum,
+            adam_b1=opt.b1,
+            adam_b2=opt.b2,
+            eps=opt.eps,
+            on_refresh=opt.on_refresh,
+            seed=config.seed,
+            per_layer=opt.per_layer_opt,
+        )
     projection = build_projection(opt, config.fno.separable)
     mu_dtype = None if opt.enforce_full_complex_precision else jnp.bfloat16
     if projection is None:
@@ -63,12 +140,12 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
             optax.scale_by_learning_rate(schedule),
         )
     chain = functools.partial(tg.projected_adamw, match_size=opt.match_update_size)
-    if opt.optimizer_type == "subspace_momentum":
+    if opt.optimizer() == "subspace_momentum":
         chain = tg.subspace_momentum
     return chain(
         schedule,
         projection,
-        update_proj_gap=build_gap(opt, steps_per_epoch * opt.n_epochs),
+        update_proj_gap=gap,
         weight_decay=opt.weight_decay,
         specs=tensor_specs,
         b1=opt.b1,
@@ -81,10 +158,91 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
     )
 
 
+def build_training(
+    config: Config, data: DataSets, optimizer_of: OptimizerBuilder = build_optimizer
+) -> Training:
+    """Return the training that the options describe, at its beginning.
+
+    Args:
+        config: the options.
+        data: the data sets, see `build_data`.
+        optimizer_of: makes the optimizer of the options and the steps per epoch.
+    """
+    steps = steps_per_epoch(data, config.data.batch_size, config.opt.max_batches)
+    return Training(
+        build_model(config, data.in_channels, data.out_channels),
+        optimizer_of(config, steps),
+        data,
+        build_schedule(config.opt, steps),
+        batch_size=config.data.batch_size,
+        max_batches=config.opt.max_batches,
+        loss=config.opt.training_loss,
+        seed=config.seed,
+        stochastic_rounding=config.opt.stochastic_rounding,
+    )
+
+
+def build_step_memory(config: Config, in_channels: int = 1, out_channels: int = 1) -> StepMemory:
+    """Return the bytes of a training step that the options describe; nothing is run."""
+    grid = (config.data.train_resolution,) * len(config.fno.n_modes)
+    field = lambda c: jax.ShapeDtypeStruct((config.data.batch_size, *grid, c), jnp.float32)
+    return step_memory(
+        nnx.eval_shape(lambda: build_model(config, in_channels, out_channels)),
+        build_optimizer(config, steps_per_epoch=1),
+        {"x": field(in_channels), "y": field(out_channels)},
+        config.opt.training_loss,
+        config.seed if config.opt.stochastic_rounding else None,
+    )
+
+
+def build_schedule(opt: OptConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Return the learning rate as a function of the step: constant within an epoch.
+
+    With e = step // steps_per_epoch the epoch and a the option `learning_rate`:
+
+        constant             a
+        StepLR               a gamma^(e // step_size)
+        CosineAnnealingLR    a (1 + cos(pi e / T)) / 2,   T = scheduler_T_max or n_epochs
+
+    Beyond epoch T the cosine rises again, with period 2T.
+
+    Args:
+        opt: the options `learning_rate`, `scheduler` and those of that scheduler.
+        steps_per_epoch: optimizer steps per epoch.
+
+    Returns:
+        A function of the step, a Python integer or an integer array, to a float32 array of the
+        same shape.
+
+    Raises:
+        ValueError: steps_per_epoch is not positive.
+
+    Source: the schedulers of the same names of PyTorch; the cosine is Loshchilov and Hutter, SGDR
+    (2017), equation 5, without restarts.
+    """
+    if steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch must be an integer >= 1, got {steps_per_epoch!r}")
+    t_max = opt.scheduler_T_max or opt.n_epochs
+
+    def schedule(count):
+        epoch = jnp.asarray(count) // steps_per_epoch
+        if opt.scheduler == "StepLR":
+            factor = jnp.power(jnp.float32(opt.gamma), epoch // opt.step_size)
+        elif opt.scheduler == "CosineAnnealingLR":
+            # Reduced first: a large float32 angle has lost the digits that the cosine needs.
+            factor = (1 + jnp.cos(jnp.pi / t_max * (epoch % (2 * t_max)))) / 2
+        else:
+            factor = jnp.ones(epoch.shape)
+        return (opt.learning_rate * factor).astype(jnp.float32)
+
+    return schedule
+
+
 def build_gap(opt: OptConfig, total_steps: int) -> Any:
     """Return the gap between refreshes: a number, or a schedule over the whole training."""
+    start = opt.update_proj_gap or (50 if opt.optimizer() == "tensor_muon" else 200)
     if opt.update_proj_gap_mode == "fixed":
-        return opt.update_proj_gap
+        return start
     schedules = {
         "linear": tg.linear_gap,
         "exponential": tg.exponential_gap,
@@ -92,42 +250,57 @@ def build_gap(opt: OptConfig, total_steps: int) -> Any:
     }
     assert opt.update_proj_gap_end is not None
     schedule = schedules[opt.update_proj_gap_mode]
-    return schedule(opt.update_proj_gap, opt.update_proj_gap_end, total_steps)
+    return schedule(start, opt.update_proj_gap_end, total_steps)
 
 
 def build_projection(opt: OptConfig, separable: bool = False) -> tg.Projection | None:
     """Return the projection that the options ask for, None for plain AdamW.
 
+    1. Is the gradient compressed? `opt.tensorgrad` decides; where it is null, `opt.optimizer_type`
+       does: adamw is plain AdamW, tensor_muon has a projection of its own, the others compress.
+    2. One projection or two? A given `opt.second_proj_type` means two, a given `opt.proj_type`
+       alone means one. With neither, tensorgrad and tensorgrad_sum take the setting of the
+       TensorGRaD paper (5% random entries, then a Tucker core of 20%), adamw and
+       subspace_momentum take one low-rank projection.
+    3. A missing `opt.proj_type` is unstructured_sparse where there are two and low_rank where
+       there is one.
+    4. Two projections form a sum with tensorgrad_sum (both see the gradient) and a residual
+       otherwise (the second sees what the first left over).
+
+    The first projection takes `opt.rank`, `opt.sparse_ratio` and `opt.sparse_type`; the second
+    takes `opt.second_rank`, `opt.second_sparse_ratio` and `opt.second_sparse_type`. `opt.scale`
+    and `opt.scale_by_mask_ratio` belong to the first alone. In a composite,
+    `opt.tensorgrad_sum_lambda_sparse` weighs the update of every sparse part. With
+    `opt.naive_galore` low rank means that of a matrix view, which has one rank.
+
     Args:
         opt: the options.
         separable: whether spectral weights have one axis of channels instead of two.
     """
-    plan = resolve_projection_plan(opt)
-    if plan.kind == "none":
+    kinds = opt.kinds()
+    if not kinds:
         return None
-    parts = [_build_part(part, opt, separable) for part in plan.parts]
-    weights = [part.weight for part in plan.parts]
-    if plan.kind == "single":
+    first = _build_part(opt, kinds[0], "", separable)
+    if len(kinds) == 1:
         # Every projection has a scale; not every one is told from its default by type checkers.
-        return dataclasses.replace(parts[0], scale=weights[0])  # pyright: ignore
-    pair = {"residual": tg.Residual, "sum": tg.Sum}[plan.kind]
-    return pair(*parts, weights=tuple(weights))
+        return dataclasses.replace(first, scale=opt.scale)  # pyright: ignore
+    second = _build_part(opt, kinds[1], "second_", separable)
+    of = lambda kind: 1.0 if kind == "low_rank" else opt.tensorgrad_sum_lambda_sparse
+    pair = tg.Sum if opt.optimizer() == "tensorgrad_sum" else tg.Residual
+    return pair(first, second, weights=(opt.scale * of(kinds[0]), 1.0 * of(kinds[1])))
 
 
-def _build_part(part: ProjectionPart, opt: OptConfig, separable: bool) -> tg.Projection:
-    if part.kind == "low_rank" and opt.naive_galore:
-        assert isinstance(part.rank, int | float)
+def _build_part(opt: OptConfig, kind: str, prefix: str, separable: bool) -> tg.Projection:
+    """Return one projection; the options of a second one start with `second_`."""
+    of = lambda name: getattr(opt, prefix + name)
+    if kind == "low_rank" and opt.naive_galore:
         rows = _galore_rows(opt.first_dim_rollup, separable)
-        return tg.MatrixLowRank(part.rank, opt.galore_2d_proj_type, rows)
-    if part.kind == "low_rank":
-        assert part.rank is not None
-        return tg.Tucker(
-            part.rank, opt.n_iter_max_tucker, opt.svd_type, warm_restart=opt.tucker_warm_restart
-        )
-    assert part.sparse_ratio is not None
-    assert part.sparse_type is not None
-    options = (part.sparse_ratio, part.sparse_type, part.scale_by_mask_ratio)
-    if part.kind == "structured_sparse":
+        return tg.MatrixLowRank(of("rank"), opt.galore_2d_proj_type, rows)
+    if kind == "low_rank":
+        warm = opt.tucker_warm_restart
+        return tg.Tucker(of("rank"), opt.n_iter_max_tucker, opt.svd_type, warm_restart=warm)
+    options = (of("sparse_ratio"), of("sparse_type"), not prefix and opt.scale_by_mask_ratio)
+    if kind == "structured_sparse":
         return tg.StructuredSparse(*options)
     reset = opt.reset_sparse_optimizer_states
     return (ForgottenEntries if reset else tg.UnstructuredSparse)(*options)
@@ -153,10 +326,3 @@ class ForgottenEntries(tg.UnstructuredSparse):
     def transport_squares(self, compact: Any, old: Any, new: Any) -> Any:
         """Return zeros."""
         return jnp.zeros_like(compact)
-
-
-LOSSES: dict[str, Callable[..., jax.Array]] = {
-    "l2": functools.partial(lp_loss, p=2, relative=True),
-    "h1": functools.partial(h1_loss, relative=True),
-}
-"""The training losses and test errors by the names of `opt.training_loss`."""

@@ -1,213 +1,168 @@
-"""The configuration of a run: from the command line and a YAML file to a `Config`, and back.
+"""From the command line and a YAML file to a `Config`, and back.
 
 A dotted flag overrides the file, the file overrides the defaults, wherever the flags stand. Every
-mistake is a `ConfigError` of one line; nothing is printed and the process does not exit, except
-for --help.
+mistake is a `ConfigError` of one line; only --help prints and ends the process.
 """
 
-from __future__ import annotations
+import contextlib
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
-import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
-
-import jsonargparse
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from tensorgrad_jax.training.allowed import ConfigError, not_allowed, options_of
-from tensorgrad_jax.training.config_files import did_you_mean, find_config_file, read_config_file
-from tensorgrad_jax.training.options import Config, DataConfig, FnoConfig, OptConfig
-from tensorgrad_jax.training.projection_plan import (
-    ProjectionPart,
-    ProjectionPlan,
-    resolve_projection_plan,
-)
-from tensorgrad_jax.training.unused_options import unused_options
+from tensorgrad_jax.training.options import OPTIONS, Config, ConfigError, allowed, describe, wrong
 
-__all__ = [
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "FnoConfig",
-    "OptConfig",
-    "ProjectionPart",
-    "ProjectionPlan",
-    "parse",
-    "resolve_projection_plan",
-    "to_yaml",
-]
-
-_SECTIONS = {"data": DataConfig, "fno": FnoConfig, "opt": OptConfig}
-_GENERAL = ("name", "seed")
-# Every option by its full name, in the order of the help and of the written file.
-_OPTIONS = {name: options_of(Config)[name] for name in _GENERAL} | {
-    f"{section}.{name}": option
-    for section, cls in _SECTIONS.items()
-    for name, option in options_of(cls).items()
-}
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "config"
+_SECTIONS = ("data", "fno", "opt")
+_HELP = "usage: train.py [--config_file FILE] [--SECTION.OPTION VALUE ...]\n\nThe options:"
 
 
-class _Given(NamedTuple):
-    """A value as it was written, and the file it comes from ("" for the command line)."""
-
-    value: Any
-    source: str
-
-
-def parse(argv: Sequence[str]) -> Config:
+def parse(argv: list[str]) -> Config:
     """The configuration given by command-line arguments.
 
     Args:
-        argv: `--config_file FILE` and flags `--section.option VALUE` or `--section.option=VALUE`,
-            in any order. The last of two equal flags counts. FILE is looked up as given, then in
-            the repository's config/ folder, also without its ending .yaml.
-
-    Returns:
-        The checked configuration.
+        argv: `--config_file FILE` (as given or in config/, also without its ending .yaml) and
+            flags `--section.option VALUE` or `--section.option=VALUE`; the last of two counts.
 
     Raises:
-        ConfigError: one line that names the option, the value and what is allowed: an unknown
-            option (with the closest known one), a wrong value, values that contradict each
-            other, a flag that has no effect beside the others, a file that cannot be read.
+        ConfigError: an option is unknown, wrong, contradicts others or, as a flag, has no effect.
         SystemExit: with status 0, after printing all options, for --help.
     """
-    flags = _read_flags(argv)
-    parser = _parser()
-    if "help" in flags:
-        parser.print_help()
+    if "--help" in argv or "-h" in argv:
+        print(_HELP, describe("\n--{} {}\n    {}; expects {}"), sep="\n")
         raise SystemExit(0)
-    config_file = flags.pop("config_file", None)
-    given = _read_file(config_file.value) if config_file else {}
-    given |= flags
-    values = {name: _converted(parser, name, *item) for name, item in given.items()}
-    sections = {
-        section: cls(
-            **{
-                name.partition(".")[2]: values[name]
-                for name in values
-                if name.startswith(section + ".")
-            }
-        )
-        for section, cls in _SECTIONS.items()
-    }
-    config = Config(**{name: values[name] for name in _GENERAL if name in values}, **sections)
-    resolve_projection_plan(config.opt)  # contradictions show here, before anything is written
-    unused = unused_options(config)
+    flags = _read_flags(argv)
+    given = _read_file(flags.pop("config_file")) if "config_file" in flags else {}
+    tree: dict[str, Any] = {section: {} for section in ("", *_SECTIONS)}
+    for name, (value, source) in (given | {name: (flags[name], "") for name in flags}).items():
+        section, _, option = name.rpartition(".")
+        tree[section][option] = _converted(name, value, source)
+    groups: dict[str, Any] = {s: Config.model_fields[s].annotation for s in _SECTIONS}
+    config = Config(**tree[""], **{section: groups[section](**tree[section]) for section in groups})
+    unused = config.unused()
     # Flags only: a file may hold the settings of what is switched off for the moment.
-    for name, (value, _) in flags.items():
-        if name in unused and value != "null":
-            raise ConfigError(f"--{name} {value}: has no effect: {unused[name]}")
+    for name, text in flags.items():
+        if name in unused and text != "null":
+            raise ConfigError(f"--{name} {text}: has no effect: {unused[name]}")
     return config
 
 
 def to_yaml(config: Config) -> str:
     """The complete configuration as YAML; `parse` of a file with this text gives an equal one."""
-    tree: dict[str, Any] = {name: getattr(config, name) for name in _GENERAL}
-    for section, cls in _SECTIONS.items():
-        part = getattr(config, section)
-        tree[section] = {name: getattr(part, name) for name in options_of(cls)}
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    options = config.model_dump(mode="json")
+    return yaml.dump(options, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _read_flags(argv: Sequence[str]) -> dict[str, _Given]:
-    known = [*_OPTIONS, "config_file"]
-    flags: dict[str, _Given] = {}
-    rest = list(argv)
+def _converted(name: str, value: Any, source: str) -> Any:
+    """A value of the option's own type, from what a flag, or the file `source`, says."""
+    option = OPTIONS[name]
+    hint: Any = Annotated[option.annotation, option]  # pyright: ignore[reportInvalidTypeForm]
+    adapter = TypeAdapter(hint, config=Config.model_config)
+    # In a file the name 2024 needs no quotes.
+    other = {str: _as_yaml, int: str, float: str}.get(type(value), lambda same: same)(value)
+    for reading in (None if value == "null" and not source else value, other):
+        with contextlib.suppress(ValidationError):
+            return adapter.validate_python(reading)
+    raise wrong(name, value, allowed(option), source)
+
+
+def _read_flags(argv: list[str]) -> dict[str, str]:
+    flags, known, rest = {}, [*OPTIONS, "config_file"], list(argv)
     while rest:
         token = rest.pop(0)
         name, equals, value = token.partition("=")
-        if token in ("--help", "-h"):
-            flags["help"] = _Given(True, "")
-            continue
         if not name.startswith("-"):
-            raise ConfigError(
-                f"got the argument {token!r}, expected a flag such as --opt.learning_rate 1e-3 "
-                "(a list is one argument: [64,64] without spaces, or in quotes)"
-            )
+            expected = "expected a flag such as --opt.learning_rate 1e-3"
+            hint = "(a list is one argument: [64,64] without spaces, or in quotes)"
+            raise ConfigError(f"got the argument {token!r}, {expected} {hint}")
         if not name.startswith("--") or name[2:] not in known:
             _unknown(name, "", ["--" + option for option in known])
-        name = name[2:]
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                allowed = _OPTIONS[name].allowed.text if name in _OPTIONS else "a YAML file"
-                raise ConfigError(f"--{name}: got no value, expected {allowed}")
-            value = rest.pop(0)
-        flags[name] = _Given(value, "")
+        if not equals and (not rest or rest[0].startswith("--")):
+            expected = allowed(OPTIONS[name[2:]]) if name[2:] in OPTIONS else "a YAML file"
+            raise ConfigError(f"{name}: got no value, expected {expected}")
+        flags[name[2:]] = value if equals else rest.pop(0)
     return flags
 
 
-def _read_file(name: str) -> dict[str, _Given]:
-    path = find_config_file(name)
-    given: dict[str, _Given] = {}
-    for key, content in read_config_file(path).items():
-        if key in _GENERAL:
-            given[key] = _Given(content, str(path))
-        elif key not in _SECTIONS:
-            _unknown(str(key), str(path), [*_GENERAL, *_SECTIONS, *_OPTIONS])
-        elif isinstance(content, dict):
-            for option, value in content.items():
-                if f"{key}.{option}" not in _OPTIONS:
-                    _unknown(f"{key}.{option}", str(path), list(_OPTIONS))
-                given[f"{key}.{option}"] = _Given(value, str(path))
-        elif content is not None:
+def _read_file(name: str) -> dict[str, tuple[Any, str]]:
+    """The options in a file by full name, each with the file's path."""
+    given, path = {}, _find(name)
+    for key, content in _load(path).items():
+        if key in _SECTIONS and not isinstance(content, dict | None):
             raise ConfigError(f"{key}: got {content!r} in {path}, expected a mapping of options")
+        prefix = f"{key}." if key in _SECTIONS else ""
+        for option, value in (content or {}).items() if prefix else [(key, content)]:
+            if f"{prefix}{option}" not in OPTIONS or (not prefix and "." in option):
+                known = list(OPTIONS) if prefix else [*Config.model_fields, *OPTIONS]
+                _unknown(f"{prefix}{option}", f" in {path}", known)
+            given[f"{prefix}{option}"] = value, str(path)
     return given
 
 
-def _unknown(name: str, path: str, known: list[str]) -> NoReturn:
-    where = f" in {path}" if path else ""
-    hint = did_you_mean(name, known) or "; --help lists all options"
-    raise ConfigError(f"{name}: unknown option{where}{hint}")
+def _find(name: str) -> Path:
+    """The file of that name: as given, then in config/; the ending .yaml may be left out."""
+    for path in (f / (name + end) for f in (Path(), CONFIG_FOLDER) for end in ("", ".yaml")):
+        if name and path.is_file():
+            return path
+    shipped = sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml"))
+    close = difflib.get_close_matches(Path(name).stem + ".yaml", shipped, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise wrong("--config_file", name, f"a YAML file or one of {', '.join(shipped)}{hint}")
 
 
-def _converted(parser: jsonargparse.ArgumentParser, name: str, value: Any, source: str) -> Any:
-    option = _OPTIONS[name]
-    if source and option.type in (str, str | None):
-        # In a file "null" in quotes is a text, and the name 2024 needs no quotes.
-        converted = str(value) if type(value) in (int, float) else value
-        if not option.allowed.holds(converted):
-            raise not_allowed(name, value, option.allowed, source)
-        return converted
+def _load(path: Path) -> dict[str, Any]:
+    where = f"--config_file {path}"
     try:
-        # One option at a time, so that a failure is known to be this option's.
-        converted = parser.parse_object({name: value}, defaults=False)[name]
-    except jsonargparse.ArgumentError:
-        raise not_allowed(name, value, option.allowed, source) from None
-    if not option.allowed.holds(converted):
-        raise not_allowed(name, value, option.allowed, source)
-    return converted
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        told = problem or f"expected a YAML text file: {' '.join(str(error).split())}"
+        raise ConfigError(f"{where}{f', line {mark.line + 1}' if mark else ''}: {told}") from None
+    if not isinstance(content, dict | None):
+        found, expected = type(content).__name__, "a mapping with the sections data, fno and opt"
+        raise ConfigError(f"{where}: got a {found}, expected {expected}")
+    return content or {}
 
 
-@functools.cache
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        prog="train.py",
-        usage="train.py [--config_file FILE] [--SECTION.OPTION VALUE ...]",
-        description="Trains a Fourier neural operator with compressed optimizer states.",
-        exit_on_error=False,
-    )
-    parser.add_argument(
-        "--config_file", metavar="FILE", help="YAML file, as given or in config/; flags override it"
-    )
-    groups = {
-        section: parser.add_argument_group(f"{section}: {(cls.__doc__ or '').split('.')[0]}")
-        for section, cls in _SECTIONS.items()
-    }
-    for name, option in _OPTIONS.items():
-        section, dot, _ = name.partition(".")
-        group = groups[section] if dot else parser
-        text = f"{option.help}; expects {option.allowed.text}".replace("%", "%%")
-        group.add_argument("--" + name, type=option.type, default=option.default, help=text)
-    return parser
+def _as_yaml(text: str) -> Any:
+    try:  # YAML takes 0012 for octal, and nothing for null
+        return int(text) if text.isdecimal() else text and yaml.load(text, Loader=_Loader)
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+def _unknown(name: str, where: str, known: list[str]) -> NoReturn:
+    """Raise the error, with the option that is called most alike, if possible of that section."""
+    split = {option: option.lstrip("-").rpartition(".")[::2] for option in (*known, name)}
+    section, last = split.pop(name)
+    close = difflib.get_close_matches(last, sorted({other for _, other in split.values()}), 1, 0.7)
+    found = [option for option in split if split[option][1] in close]
+    found.sort(key=lambda option: split[option][0] != section)
+    hint = f"did you mean {found[0]}?" if found else "--help lists all options"
+    raise ConfigError(f"{name}: unknown option{where}; {hint}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key.value in [other.value for other in keys[:i]]:
+                problem = f"the key {key.value} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _POWER, list("-+0123456789"))
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML with lists on one line and without references between equal ones."""
-
-    def ignore_aliases(self, data):
-        return True
+    """YAML with lists on one line."""
 
 
-_Dumper.add_representer(
-    tuple, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True)
-)
+_Dumper.add_representer(list, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v, True))

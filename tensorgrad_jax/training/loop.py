@@ -1,4 +1,4 @@
-"""A training run from its configuration to its folder.
+"""Training a model on a device: the loop over epochs and batches.
 
 Between two steps nothing is read back from the device: batches are dispatched, the loss is summed
 there, and the host looks at it once per epoch. The state of a run is its parameters, its optimizer
@@ -15,167 +15,186 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
-import tensorgrad_jax as tg
 from tensorgrad_jax.data import batches, n_batches
-from tensorgrad_jax.training import report
-from tensorgrad_jax.training.build import LOSSES, build_model, build_optimizer
-from tensorgrad_jax.training.checkpoints import Checkpoints, Position
-from tensorgrad_jax.training.data_sets import DataSets, TestSet, load_data_sets
-from tensorgrad_jax.training.interrupts import InterruptedRunError, Interrupts
-from tensorgrad_jax.training.memory import peak_bytes, profile
-from tensorgrad_jax.training.options import Config
-from tensorgrad_jax.training.run_folder import (
+from tensorgrad_jax.training.checkpoints import (
+    Checkpoints,
+    InterruptedRunError,
+    Interrupts,
+    Position,
     append_metrics,
-    make_run_folder,
-    new_run_folder,
-    read_metrics,
 )
-from tensorgrad_jax.training.schedules import learning_rate_schedule
+from tensorgrad_jax.training.data_sets import DataSets, TestSet
+from tensorgrad_jax.training.losses import LOSSES
+from tensorgrad_jax.training.memory import peak_bytes
 from tensorgrad_jax.training.step import TrainState, make_error_step, make_train_step, predict
+
+ArrayLike = Any  # NumPy or JAX
 
 
 class DivergedError(Exception):
     """The training loss is not finite any more."""
 
 
-OptimizerBuilder = Callable[[Config, int], optax.GradientTransformation]
-
-
-def run(config: Config, build_optimizer: OptimizerBuilder = build_optimizer) -> Path:
-    """Train as the configuration says and return the folder of the run.
-
-    Args:
-        config: the configuration.
-        build_optimizer: makes the optimizer of the configuration and the steps per epoch; to try
-            one that no option describes.
-
-    Raises:
-        ConfigError: if an option is wrong; nothing was written.
-        DataError: if the data are missing or damaged; nothing was written.
-        DivergedError: if the loss became NaN or infinite; the last checkpoint is from before that.
-        InterruptedRunError: if the process was asked to end; a checkpoint was saved.
-    """
-    data = load_data_sets(config)
-    training = Training(config, data, build_optimizer)
-    if config.opt.resume_from_dir is None:
-        new_run_folder(config)  # a name that is taken is told before the time of compiling ...
-        training._compile()  # ... and what cannot be compiled leaves no folder behind
-        folder = make_run_folder(config)
-    else:
-        folder = Path(config.opt.resume_from_dir)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    try:
-        if config.opt.resume_from_dir is not None:
-            training.state, training.position = checkpoints.restore(training.state)
-            training.rows = read_metrics(folder, training.position.epoch)
-        if config.opt.profiling:
-            profile(config, data.in_channels, data.out_channels, folder)
-        training.fit(folder, checkpoints)
-    finally:
-        checkpoints.close()
-    training.report(folder)
-    return folder
+def steps_per_epoch(data: DataSets, batch_size: int, max_batches: int | None = None) -> int:
+    """Return the number of optimizer steps in an epoch, at most `max_batches`."""
+    in_epoch = n_batches(data.train, batch_size)
+    return min(in_epoch, max_batches or in_epoch)
 
 
 class Training:
-    """A run in memory.
+    """A model, its optimizer and its data, and where their training stands.
+
+        training = Training(model, optimizer, data, schedule, batch_size=16)
+        training.fit(n_epochs=10)
+        prediction = training.predict(x)
 
     Attributes:
         state: parameters and optimizer state.
         position: where in the data the run stands.
         rows: one dictionary of metrics per completed epoch.
-        waited: seconds this process has waited for batches that were not added to `position` yet.
+        data: the data sets.
     """
 
     def __init__(
         self,
-        config: Config,
+        model: nnx.Module,
+        optimizer: optax.GradientTransformation,
         data: DataSets,
-        build_optimizer: OptimizerBuilder = build_optimizer,
+        schedule: float | optax.Schedule,
+        *,
+        batch_size: int = 8,
+        max_batches: int | None = None,
+        loss: Literal["l2", "h1"] = "l2",
+        seed: int = 0,
+        stochastic_rounding: bool = True,
     ):
-        self.config, self.data = config, data
-        in_epoch = n_batches(data.train, config.data.batch_size)
-        self.batches_per_epoch = min(in_epoch, config.opt.max_batches or in_epoch)
-        self.schedule = learning_rate_schedule(config.opt, self.batches_per_epoch)
-        optimizer = build_optimizer(config, self.batches_per_epoch)
-        model = build_model(config, data.in_channels, data.out_channels)
-        self.graphdef, variables = nnx.split(model, nnx.Param)
+        """Prepare the training; nothing is compiled yet.
+
+        Args:
+            model: maps (batch, *grid, in_channels) to (batch, *grid, out_channels). `fit` leaves
+                the trained parameters in it; until it returns the model cannot be used.
+            optimizer: any optimizer.
+            data: see `data_sets`.
+            schedule: the optimizer's learning rate, which the metrics tell.
+            batch_size: samples per step.
+            max_batches: steps per epoch at most.
+            loss: the relative loss that is minimized, in physical units.
+            seed: of the order of the samples and of the rounding.
+            stochastic_rounding: of updated bfloat16 parameters; False rounds to the nearest.
+        """
+        self.model, self.data, self.loss = model, data, loss
+        self.batch_size, self.seed = batch_size, seed
+        self.steps_per_epoch = steps_per_epoch(data, batch_size, max_batches)
+        self.schedule = schedule if callable(schedule) else optax.constant_schedule(schedule)
+        self._graphdef, variables = nnx.split(model, nnx.Param)
         params = nnx.to_pure_dict(variables)
         self.state = TrainState(
             params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(())
         )
         self.position = Position()
         self.rows: list[dict[str, Any]] = []
-        self.waited = 0.0
-        loss = LOSSES[config.opt.training_loss]
-        rounding_seed = config.seed if config.opt.stochastic_rounding else None
-        self._step = make_train_step(self.graphdef, optimizer, loss, data.encoding, rounding_seed)
-        self._errors = make_error_step(self.graphdef, data.encoding)
+        self._waited = 0.0  # seconds that were not added to `position` yet
+        rounding_seed = seed if stochastic_rounding else None
+        self._step = make_train_step(
+            self._graphdef, optimizer, LOSSES[loss], data.encoding, rounding_seed
+        )
+        self._errors = make_error_step(self._graphdef, data.encoding)
+        self._predict = jax.jit(lambda params, x: predict(self._graphdef, params, x, data.encoding))
         self._compiled = None
 
-    def fit(self, folder: Path, checkpoints: Checkpoints) -> None:
-        """Train to the last epoch."""
-        config = self.config
-        self._compile()
-        with Interrupts() as interrupts:
-            while self.position.epoch < config.opt.n_epochs:
-                started = time.monotonic()
-                finished = self._train_epoch(interrupts)
-                if not math.isfinite(float(self.state.loss_sum)):
-                    raise DivergedError(
-                        f"training diverged in epoch {self.position.epoch + 1}: the loss is not "
-                        f"finite; lower opt.learning_rate ({config.opt.learning_rate})"
-                    )
-                if finished:
-                    self._finish_epoch(folder, started)
-                else:
-                    self._add_seconds(started)
-                due = self.position.epoch % config.opt.save_every == 0
-                last = self.position.epoch == config.opt.n_epochs
-                if due or last or not finished or interrupts.received:
-                    checkpoints.save(self.state, self.position)
-                if interrupts.received and not last:
-                    raise InterruptedRunError(
-                        f"stopped after step {self.position.step}; continue with "
-                        f"--opt.resume_from_dir {folder}"
-                    )
+    def fit(
+        self,
+        n_epochs: int,
+        folder: Path | None = None,
+        checkpoints: Checkpoints | None = None,
+        save_every: int = 1,
+    ) -> None:
+        """Train until `n_epochs` epochs are done, those done before included.
 
-    def _compile(self) -> None:
+        Args:
+            n_epochs: passes over the training data.
+            folder: where metrics.jsonl is written to; None writes nothing.
+            checkpoints: where checkpoints go; None keeps none.
+            save_every: epochs between checkpoints. The last epoch and a stop save in any case.
+
+        Raises:
+            DivergedError: if the loss became NaN or infinite; the last checkpoint is from before.
+            InterruptedRunError: if the process was asked to end; a checkpoint was saved. Another
+                `fit` goes on from there.
+        """
+        self.compile()
+        try:
+            with Interrupts() as interrupts:
+                while self.position.epoch < n_epochs:
+                    self._fit_epoch(n_epochs, folder, checkpoints, save_every, interrupts)
+        finally:
+            nnx.update(self.model, self.state.params)
+
+    def predict(self, x: Float[ArrayLike, "batch *grid channels"]) -> Float[Array, ...]:
+        """Return the prediction, (batch, *grid, out_channels); both are in physical units."""
+        return self._predict(self.state.params, x)
+
+    def compile(self) -> None:
         """Compile the step before the first epoch: its time and its memory are known then."""
         if self._compiled is not None:
             return
-        batch = self.data.train[0]
-        shape = lambda x: jax.ShapeDtypeStruct((self.config.data.batch_size, *x.shape), x.dtype)
-        self._compiled = self._step.lower(
-            self.state, {k: shape(v) for k, v in batch.items()}
-        ).compile()
+        shape = lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape), x.dtype)
+        batch = {name: shape(field) for name, field in self.data.train[0].items()}
+        self._compiled = self._step.lower(self.state, batch).compile()
 
-    def _train_epoch(self, interrupts: Interrupts) -> bool:
-        """Do the rest of an epoch; False if it was interrupted."""
-        config, position = self.config, self.position
+    def peak_bytes(self) -> int | None:
+        """Return the allocator's peak, or where there is none the compiled step's own count."""
+        stats = jax.local_devices()[0].memory_stats()
+        if stats and "peak_bytes_in_use" in stats:
+            return stats["peak_bytes_in_use"]
+        return None if self._compiled is None else peak_bytes(self._compiled)
+
+    def _fit_epoch(self, n_epochs, folder, checkpoints, save_every, interrupts) -> None:
+        """Do the rest of an epoch, its tests and its checkpoint."""
+        started = time.monotonic()
+        finished = self._train_epoch(n_epochs, interrupts)
+        if not math.isfinite(float(self.state.loss_sum)):
+            raise DivergedError(
+                f"training diverged in epoch {self.position.epoch + 1}: the loss is not finite"
+            )
+        if finished:
+            self._finish_epoch(n_epochs, folder, started)
+        else:
+            self._add_seconds(started)
+        due = self.position.epoch % save_every == 0
+        last = self.position.epoch == n_epochs
+        if checkpoints is not None and (due or last or not finished or interrupts.received):
+            checkpoints.save(self.state, self.position)
+        if interrupts.received and not last:
+            raise InterruptedRunError(f"stopped after step {self.position.step}")
+
+    def _train_epoch(self, n_epochs: int, interrupts: Interrupts) -> bool:
+        """Do the rest of an epoch's steps; False if it was interrupted."""
+        position = self.position
         assert self._compiled is not None
         source = batches(
             self.data.train,
-            config.data.batch_size,
-            seed=config.seed,
+            self.batch_size,
+            seed=self.seed,
             epoch=position.epoch,
             start=position.batch,
         )
         bar = tqdm(
-            total=self.batches_per_epoch,
+            total=self.steps_per_epoch,
             initial=position.batch,
-            desc=f"epoch {position.epoch + 1}/{config.opt.n_epochs}",
+            desc=f"epoch {position.epoch + 1}/{n_epochs}",
             unit="step",
             leave=False,
             disable=not sys.stderr.isatty(),
@@ -183,17 +202,17 @@ class Training:
         done = position.batch
         with bar:
             for batch in self._waiting(source):
-                if done == self.batches_per_epoch or interrupts.received:
+                if done == self.steps_per_epoch or interrupts.received:
                     break
                 self.state = self._compiled(self.state, batch)
                 done += 1
                 bar.update()
         steps = position.step + done - position.batch
         self.position = dataclasses.replace(position, batch=done, step=steps)
-        return done == self.batches_per_epoch
+        return done == self.steps_per_epoch
 
-    def _finish_epoch(self, folder: Path, started: float) -> None:
-        train_loss = float(self.state.loss_sum) / self.batches_per_epoch
+    def _finish_epoch(self, n_epochs: int, folder: Path | None, started: float) -> None:
+        train_loss = float(self.state.loss_sum) / self.steps_per_epoch
         tests = {str(test.resolution): self._test(test) for test in self.data.tests}
         last_step = self.position.step - 1
         self.state = self.state._replace(loss_sum=jnp.zeros(()))
@@ -204,26 +223,23 @@ class Training:
             "step": self.position.step,
             "train_loss": train_loss,
             "learning_rate": float(np.asarray(self.schedule(last_step))),
-            **self._seconds(),
+            **self.position.rounded_seconds(),
             "tests": tests,
             "validation": self.data.validation and self._test(self.data.validation),
         }
         self.rows.append(row)
-        append_metrics(folder, row)
-        tqdm.write(_epoch_line(row, self.config))
+        if folder is not None:
+            append_metrics(folder, row)
+        tqdm.write(_epoch_line(row, n_epochs, self.loss))
 
     def _add_seconds(self, started: float) -> None:
         p = self.position
         self.position = dataclasses.replace(
             p,
             seconds=p.seconds + time.monotonic() - started,
-            data_seconds=p.data_seconds + self.waited,
+            data_seconds=p.data_seconds + self._waited,
         )
-        self.waited = 0.0
-
-    def _seconds(self) -> dict[str, float]:
-        p = self.position
-        return {"seconds": round(p.seconds, 3), "data_seconds": round(p.data_seconds, 3)}
+        self._waited = 0.0
 
     def _waiting(self, source: Iterable[Any]) -> Iterator[Any]:
         """Hand batches on and count the time until each one exists."""
@@ -231,7 +247,7 @@ class Training:
         while True:
             started = time.monotonic()
             batch = next(iterator, None)
-            self.waited += time.monotonic() - started
+            self._waited += time.monotonic() - started
             if batch is None:
                 return
             yield batch
@@ -245,74 +261,13 @@ class Training:
         n = len(test.source)  # what fills up the last batch does not count
         return {name: float(np.mean(np.concatenate(parts)[:n])) for name, parts in errors.items()}
 
-    def report(self, folder: Path) -> None:
-        """Write the pictures and the summary, and print the table of bytes."""
-        report.plot_loss(self.rows, folder / "loss.png")
-        pictures = self._plot_predictions(folder)
-        params = self.state.params
-        ours = tg.state_bytes(self.state.opt_state)
-        # float32 moments, whatever the precision of the parameters.
-        adamw = tg.state_bytes(jax.eval_shape(tg.scale_by_adam().init, params))
-        last = self.rows[-1]
-        at_training = last["tests"].get(str(self.config.data.train_resolution), {})
-        report.write_summary(
-            folder / "summary.json",
-            {
-                "n_params": sum(x.size for x in jax.tree.leaves(params)),
-                "steps": self.position.step,
-                **self._seconds(),
-                "waiting_fraction": _share(self.position),
-                "train_loss": last["train_loss"],
-                "test_l2": at_training.get("l2"),
-                "test_h1": at_training.get("h1"),
-                "tests": last["tests"],
-                "validation": last["validation"],
-                "optimizer_state_bytes": ours["total"],
-                "adamw_state_bytes": adamw["total"],
-                "peak_bytes": self._peak_bytes(),
-            },
-        )
-        n_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
-        row = lambda name, counts: report.MemoryRow(
-            name, n_bytes, counts["moments"], counts["basis"], counts["other"], adamw["total"]
-        )
-        names = ["this run", "optax.adamw"]
-        print("\nOptimizer state, bytes")
-        print(report.memory_table([row(n, c) for n, c in zip(names, (ours, adamw), strict=True)]))
-        written = ["summary.json", "metrics.jsonl", "loss.png", *pictures]
-        print(f"\nWritten to {folder}: {', '.join(written)}")
 
-    def _plot_predictions(self, folder: Path) -> list[str]:
-        """Draw the first sample of every test set; return the names of the files."""
-        predicted = jax.jit(lambda params, x: predict(self.graphdef, params, x, self.data.encoding))
-        trained, tests = self.config.data.train_resolution, self.data.tests
-        names = report.picture_names([test.resolution for test in tests], trained)
-        for test, name in zip(tests, names, strict=True):
-            sample = test.source[0]
-            prediction = np.asarray(predicted(self.state.params, sample["x"][None])[0])
-            report.plot_prediction(sample["x"], sample["y"], prediction, folder / name)
-        return names
-
-    def _peak_bytes(self) -> int | None:
-        """Return the allocator's peak, or where there is none the compiled step's own count."""
-        stats = jax.local_devices()[0].memory_stats()
-        if stats and "peak_bytes_in_use" in stats:
-            return stats["peak_bytes_in_use"]
-        return None if self._compiled is None else peak_bytes(self._compiled)
-
-
-def _epoch_line(row: dict[str, Any], config: Config) -> str:
+def _epoch_line(row: dict[str, Any], n_epochs: int, loss: str) -> str:
     sets = {f"test {resolution}": errors for resolution, errors in row["tests"].items()}
     sets |= {"validation": row["validation"]} if row["validation"] else {}
     tests = "  ".join(f"{name}: L2 {e['l2']:.4f} H1 {e['h1']:.4f}" for name, e in sets.items())
-    width = len(str(config.opt.n_epochs))
+    width = len(str(n_epochs))
     return (
-        f"epoch {row['epoch']:>{width}}/{config.opt.n_epochs}  "
-        f"train {config.opt.training_loss.upper()} {row['train_loss']:.4f}  {tests}  "
-        f"rate {row['learning_rate']:.1e}  {row['seconds']:.0f} s"
+        f"epoch {row['epoch']:>{width}}/{n_epochs}  train {loss.upper()} {row['train_loss']:.4f}  "
+        f"{tests}  rate {row['learning_rate']:.1e}  {row['seconds']:.0f} s"
     )
-
-
-def _share(position: Position) -> float:
-    """Return the share of the time so far that was spent waiting for batches."""
-    return round(position.data_seconds / position.seconds, 4) if position.seconds else 0.0

@@ -16,7 +16,9 @@ as well:
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
@@ -127,6 +129,13 @@ def h1_loss(
     return _assembled(
         square_sum(pred - target), square_sum(target), pred, 2, relative, reduction, eps
     )
+
+
+LOSSES: dict[str, Callable[..., Array]] = {
+    "l2": functools.partial(lp_loss, p=2, relative=True),
+    "h1": functools.partial(h1_loss, relative=True),
+}
+"""The training losses and test errors by their names."""
 
 
 def _derivative(u, axis, periodic):

@@ -6,7 +6,6 @@ compiled program knows what it will allocate. So a model that fits no machine ca
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import tensorgrad_jax as tg
-from tensorgrad_jax.training.build import LOSSES, build_model, build_optimizer
-from tensorgrad_jax.training.options import Config
+from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.report import write_summary
 from tensorgrad_jax.training.step import Encoding, TrainState, make_train_step, predict
 from tensorgrad_jax.transforms.subspace import InSubspaceState
@@ -56,35 +54,39 @@ class StepMemory(NamedTuple):
     peak: int
 
 
-def step_memory(config: Config, in_channels: int = 1, out_channels: int = 1) -> StepMemory:
-    """Compile the training step of a configuration, without running it, and count its bytes.
+def step_memory(
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    loss: str = "l2",
+    rounding_seed: int | None = 0,
+) -> StepMemory:
+    """Compile a training step, without running it, and count its bytes.
 
     Args:
-        config: the run.
-        in_channels: channels of the input functions.
-        out_channels: channels of the output functions.
+        model: the model; `nnx.eval_shape` of its construction is enough.
+        optimizer: its optimizer.
+        batch: shapes and dtypes of "x" and "y", (batch, *grid, channels).
+        loss: the training loss.
+        rounding_seed: of the rounding of bfloat16 parameters, None rounds to the nearest.
     """
-    abstract = nnx.eval_shape(lambda: build_model(config, in_channels, out_channels))
-    graphdef, variables = nnx.split(abstract, nnx.Param)
+    graphdef, variables = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(variables)
-    optimizer = build_optimizer(config, steps_per_epoch=1)
     opt_state = jax.eval_shape(optimizer.init, params)
-    grid = (config.data.train_resolution,) * len(config.fno.n_modes)
-    field = lambda c: jax.ShapeDtypeStruct((config.data.batch_size, *grid, c), jnp.float32)
-    batch = {"x": field(in_channels), "y": field(out_channels)}
-    loss = LOSSES[config.opt.training_loss]
-    rounding_seed = config.seed if config.opt.stochastic_rounding else None
     encoding = Encoding(None, None)
 
     scalar: Any = lambda dtype: jax.ShapeDtypeStruct((), dtype)
     state = TrainState(params, opt_state, scalar(jnp.int32), scalar(jnp.float32))
     # In one part, as accelerators run it: the account is of use for them also where it is made on
     # a CPU.
-    step = make_train_step(graphdef, optimizer, loss, encoding, rounding_seed, batch_parts=1)
+    step = make_train_step(
+        graphdef, optimizer, LOSSES[loss], encoding, rounding_seed, batch_parts=1
+    )
     peak = peak_bytes(step.lower(state, batch).compile())
 
     def gradients(params, batch):
-        objective = lambda p: loss(predict(graphdef, p, batch["x"], encoding), batch["y"])
+        predicted = lambda p: predict(graphdef, p, batch["x"], encoding)
+        objective = lambda p: LOSSES[loss](predicted(p), batch["y"])
         return jax.grad(objective)(params)
 
     def update(params, opt_state, gradients):
@@ -106,13 +108,8 @@ def step_memory(config: Config, in_channels: int = 1, out_channels: int = 1) -> 
     )
 
 
-def profile(config: Config, in_channels: int, out_channels: int, folder: Path) -> None:
-    """Write memory.json and memory.png of a run and of the same run with AdamW; print the table."""
-    adamw = dataclasses.replace(config, opt=dataclasses.replace(config.opt, tensorgrad=False))
-    rows = {
-        "this run": step_memory(config, in_channels, out_channels),
-        "AdamW": step_memory(adamw, in_channels, out_channels),
-    }
+def write_profile(rows: Mapping[str, StepMemory], folder: Path) -> None:
+    """Write memory.json and memory.png; print the table, with AdamW's row as the baseline."""
     write_summary(folder / "memory.json", {name: row._asdict() for name, row in rows.items()})
     plot(rows, folder / "memory.png")
     print(f"\nBytes of a training step\n{table(rows, 'AdamW')}\n")

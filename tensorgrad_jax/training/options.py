@@ -1,369 +1,393 @@
-"""The options of a training run: their names, defaults, allowed values and help texts.
+"""The options of a training run: their names, types, defaults and help texts.
 
-The defaults are a small forced Navier-Stokes run that a laptop finishes in minutes.
+To add an option, add its line to a class: check, --help, docs/train.md and the written config.yaml
+follow. Where it has no effect beside another option, a row of `_NEEDS` says so.
 """
 
-from __future__ import annotations
+import typing
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, Literal
 
-import dataclasses
-import re
-from collections.abc import Callable
-from typing import Annotated, Literal
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
-from tensorgrad_jax.training.allowed import (
-    COUNT,
-    COUNTS,
-    DECAY_RATE,
-    FRACTION,
-    NON_NEGATIVE,
-    POSITIVE,
-    RANK,
-    TEXT,
-    Allowed,
-    ConfigError,
-    check_options,
-    integer,
-    list_of,
-    number,
-    show,
-)
-
-ProjectionKind = Literal["low_rank", "structured_sparse", "unstructured_sparse"]
-SparseType = Literal["randk", "topk", "probability"]
-# int before float: the first type that fits wins, and 3 is a rank, not a budget.
-Rank = int | float | tuple[int | float, ...]
-
-_SEED = Allowed("an integer in [0, 2**32)", lambda v: integer(0).holds(v) and v < 2**32)
-_NAME = Allowed(
-    "a file name of letters, digits and ._-",
-    lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", v) is not None,
-)
-# The problems whose data this package generates: their dimension, ...
-_DIMENSIONS = {"nsforcing": 2, "darcy": 2, "burgers": 1}
-# ... and what their generators want to know beside the seed, with the generators' own defaults.
-GENERATOR_OPTIONS = {
+# Types with their constraints, and how the two read in a sentence.
+Count = Annotated[int, Field(ge=1), "an integer >= 1"]
+Natural = Annotated[int, Field(ge=0), "an integer >= 0"]
+Seed = Annotated[int, Field(ge=0, lt=2**32), "an integer in [0, 2**32)"]
+Positive = Annotated[float, Field(gt=0), "a number > 0"]
+NonNegative = Annotated[float, Field(ge=0), "a number >= 0"]
+Fraction = Annotated[float, Field(gt=0, le=1), "a number in (0, 1]"]
+Share = Annotated[float, Field(ge=0, le=1), "a number in [0, 1]"]
+Decay = Annotated[float, Field(ge=0, lt=1), "a number in [0, 1)"]
+Text = Annotated[str, Field(pattern=r"\S"), "a text that is not empty"]
+_WORD = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+Name = Annotated[str, _WORD, "a file name of letters, digits and ._-"]
+_LIST = Field(min_length=1, strict=False)  # a list becomes a tuple
+_COUNTS = "a list such as [64,64], each item an integer >= 1"
+_SHARES = "a list such as [0.25,0.25], each item a number in [0, 1]"
+Counts = Annotated[tuple[Count, ...], _LIST, _COUNTS]
+Shares = Annotated[tuple[Share, ...], _LIST, _SHARES]
+# The type of the numbers decides: 1 is a rank of one, 1.0 keeps everything.
+_Budget = Annotated[InstanceOf[float], Field(gt=0, le=1)]
+_RANK = "a number in (0, 1], an integer >= 1, or a list of one of the two such as [8,8,4,4]"
+Rank = Annotated[Count | _Budget | Counts | Annotated[tuple[_Budget, ...], _LIST], _RANK]
+Optimizer = Literal["tensor_muon", "adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"]
+Kind = Literal["low_rank", "structured_sparse", "unstructured_sparse"]
+Selection = Literal["randk", "topk", "probability"]
+Side = Literal["std", "reverse_std", "left", "right", "full"]
+GapMode = Literal["fixed", "linear", "exponential", "exponential2"]
+Schedule = Literal["constant", "StepLR", "CosineAnnealingLR"]
+Transform = Literal["auto", "fft", "matrix"]
+Precision = Literal["full", "mixed", "half"]
+Weights = Literal["full", "half"]
+Refresh = Literal["transport", "keep", "reset"]
+# The problems whose data this package generates: their dimension, and what their generators want
+# to know beside the seed, with the generators' own defaults.
+DIMENSIONS = {"nsforcing": 2, "darcy": 2, "burgers": 1}
+GENERATOR_OPTIONS: dict[str, dict[str, float | None]] = {
     "nsforcing": {"viscosity": 2e-3, "t_end": 5.0, "dt": 0.05, "solver_resolution": None},
     "darcy": {"solver_resolution": None},
     "burgers": {"viscosity": 0.005, "t_end": 1.0, "dt": 0.005, "solver_resolution": None},
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The data set: which files, how many samples, at which resolutions.
-
-    The files are `<root>/<problem>_{train,test}_<resolution>.hdf5`. The three lists about the
-    test sets have one entry per test set; a list with one entry holds for all of them. Options of
-    a generator that are null become the numbers of `GENERATOR_OPTIONS`.
-    """
-
-    problem: Annotated[
-        str, _NAME, "name of the data set: nsforcing, darcy, burgers or your own"
-    ] = "nsforcing"
-    root: Annotated[str, TEXT, "folder of the data files"] = "datasets/ns_small"
-    dimension: Annotated[
-        int | None,
-        COUNT,
-        "number of grid axes; null: the problem's, of a problem of your own what the files' shapes "
-        "say",
-    ] = None
-    generate: Annotated[bool, "make the files of nsforcing, darcy and burgers that are missing"] = (
-        True
-    )
-    viscosity: Annotated[
-        float | None, POSITIVE, "of the generated flow; null: 0.002, for burgers 0.005"
-    ] = None
-    t_end: Annotated[
-        float | None, POSITIVE, "time of the generated targets; null: 5.0, for burgers 1.0"
-    ] = None
-    dt: Annotated[
-        float | None, POSITIVE, "time step of the generator; null: 0.05, for burgers 0.005"
-    ] = None
-    solver_resolution: Annotated[
-        int | None,
-        COUNT,
-        "grid points per axis of the generator; null: the data's, from 128 for darcy, from 256 "
-        "for burgers",
-    ] = None
-    generator_seed: Annotated[int, _SEED, "seed of the generated samples"] = 0
-    batch_size: Annotated[int, COUNT, "training samples per step"] = 8
-    n_train: Annotated[int, COUNT, "training samples"] = 512
-    n_validation: Annotated[
-        int, integer(0), "samples behind those that are only evaluated, for choosing options"
-    ] = 0
-    train_resolution: Annotated[int, COUNT, "grid points per axis in training"] = 64
-    n_tests: Annotated[tuple[int, ...], COUNTS, "test samples, per test set"] = (64,)
-    test_resolutions: Annotated[tuple[int, ...], COUNTS, "grid points per axis, per test set"] = (
-        64,
-    )
-    test_batch_sizes: Annotated[tuple[int, ...], COUNTS, "samples per batch, per test set"] = (16,)
-    encode_input: Annotated[bool, "normalize the input to mean 0 and deviation 1"] = True
-    encode_output: Annotated[bool, "normalize the target to mean 0 and deviation 1"] = True
-
-    def __post_init__(self):
-        check_options(self, "data.")
-        known = _DIMENSIONS.get(self.problem)
-        if self.dimension is None:
-            object.__setattr__(self, "dimension", known)
-        elif known not in (None, self.dimension):
-            raise ConfigError(
-                f"data.dimension: got {self.dimension}, expected {known}: data.problem "
-                f"{self.problem} is {known}-dimensional"
-            )
-        for name, default in GENERATOR_OPTIONS.get(self.problem, {}).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
-        if self.batch_size > self.n_train:
-            raise ConfigError(
-                f"data.batch_size: got {self.batch_size}, expected at most data.n_train = "
-                f"{self.n_train}"
-            )
-        encoded = self.encode_input or self.encode_output
-        if encoded and self.n_train == self.train_resolution == 1:
-            raise ConfigError(
-                "data.n_train: got 1, expected at least 2 with data.train_resolution 1, unless "
-                "data.encode_input and data.encode_output are False: one number has no deviation"
-            )
-        if len(set(self.test_resolutions)) < len(self.test_resolutions):
-            raise ConfigError(
-                f"data.test_resolutions: got {show(self.test_resolutions)}, expected no entry twice"
-            )
-        for name in ("n_tests", "test_batch_sizes"):
-            _repeat(self, "data.", name, len(self.test_resolutions), "data.test_resolutions")
+class ConfigError(ValueError):
+    """A wrong option or value. The message is one line: the option, the value, what is allowed."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FnoConfig:
+def wrong(name: str, value: Any, expected: str, source: str = "") -> ConfigError:
+    """The error for a value that is not allowed; `source` is the file it came from, if any."""
+    got = f"{show(value)} in {source}" if source else show(value)
+    return ConfigError(f"{name}: got {got}, expected {expected}")
+
+
+def show(value: Any) -> str:
+    """A value as it is written in a configuration file, on one line."""
+    if isinstance(value, tuple | list):
+        return "[" + ",".join(show(item) for item in value) + "]"
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def allowed(option: Any) -> str:
+    """What an option, or one of a certain type, may be, as it reads in a sentence."""
+    hint = getattr(option, "annotation", option)
+    said = getattr(option, "metadata", getattr(option, "__metadata__", ()))
+    parts = [text for text in said if isinstance(text, str)] or typing.get_args(hint)
+    if typing.get_origin(hint) is Literal and len(parts) > 1:
+        return f"one of {', '.join(parts)}"
+    words = {bool: "True or False", type(None): "null"}
+    return words.get(hint) or " or ".join(p if isinstance(p, str) else allowed(p) for p in parts)
+
+
+def describe(row: str) -> str:
+    """A line for every option: `row` with name, default, help and what is allowed as its {}."""
+    cells = lambda name, o: (name, show(o.default), o.description, allowed(o))
+    return "\n".join(row.format(*cells(name, option)) for name, option in OPTIONS.items())
+
+
+# One option, with its default and its line of help.
+option: Any = lambda default, help: Field(default, description=help)
+
+
+class Options(BaseModel):
+    """A group of options, frozen; values must be of their option's type. `prefix` begins names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    prefix: ClassVar[str] = ""
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0])
+            field = type(self).model_fields.get(name)
+            expected = allowed(field) if field else "an option that there is"
+            raise wrong(self.prefix + name, values[name], expected) from None
+        for bad, name, value, expected in self._rules():
+            if bad:
+                raise wrong(self.prefix + name, value, expected)
+
+    def _rules(self) -> Iterator[tuple[bool, str, Any, str]]:
+        """What options forbid each other: whether they do, the one to blame, what is expected."""
+        yield from ()
+
+    def _repeated(self, name: str, length: int, other: str) -> tuple[bool, str, Any, str]:
+        """Repeat a list with one entry; of other lengths only `length` is right."""
+        values = getattr(self, name)
+        entries = "1 entry" if length == 1 else f"1 entry or {length}"
+        object.__setattr__(self, name, values * length if len(values) == 1 else values)
+        return len(values) not in (1, length), name, values, f"{entries}, like {other}"
+
+
+class DataConfig(Options):
+    """The data set: the files `<root>/<problem>_{train,test}_<resolution>.hdf5` and their use."""
+
+    prefix = "data."
+    problem: Name = option("nsforcing", "the data set: nsforcing, darcy, burgers or your own")
+    root: Text = option("datasets/ns_small", "folder of the data files")
+    dimension: Count | None = option(None, "grid axes; null: the problem's, or the files'")
+    generate: bool = option(True, "make missing files of nsforcing, darcy and burgers")
+    viscosity: Positive | None = option(None, "of the flow; null: 0.002, for burgers 0.005")
+    t_end: Positive | None = option(None, "time of the targets; null: 5.0, for burgers 1.0")
+    dt: Positive | None = option(None, "the generator's step; null: 0.05, for burgers 0.005")
+    solver_resolution: Count | None = option(None, "null: the data's; darcy from 128, burgers 256")
+    generator_seed: Seed = option(0, "seed of the generated samples")
+    batch_size: Count = option(8, "training samples per step")
+    n_train: Count = option(512, "training samples")
+    n_validation: Natural = option(0, "samples behind those, only evaluated, to choose options by")
+    train_resolution: Count = option(64, "grid points per axis in training")
+    n_tests: Counts = option((64,), "test samples, per test set; one entry holds for all")
+    test_resolutions: Counts = option((64,), "grid points per axis, per test set")
+    test_batch_sizes: Counts = option((16,), "samples per batch, per test set or for all")
+    encode_input: bool = option(True, "normalize the input to mean 0 and deviation 1")
+    encode_output: bool = option(True, "normalize the target to mean 0 and deviation 1")
+
+    def _rules(self):
+        known, tests = DIMENSIONS.get(self.problem), self.test_resolutions
+        defaults = {"dimension": known, **GENERATOR_OPTIONS.get(self.problem, {})}
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            object.__setattr__(self, name, default if value is None else value)
+        due = f"{known}: data.problem {self.problem} is {known}-dimensional"
+        yield known not in (None, self.dimension), "dimension", self.dimension, due
+        due = f"at most data.n_train = {self.n_train}"
+        yield self.batch_size > self.n_train, "batch_size", self.batch_size, due
+        alone = self.n_train == self.train_resolution == 1
+        due = "at least 2 with data.train_resolution 1, unless data.encode_input and "
+        due += "data.encode_output are False: one number has no deviation"
+        yield alone and (self.encode_input or self.encode_output), "n_train", 1, due
+        yield len({*tests}) < len(tests), "test_resolutions", tests, "no entry twice"
+        yield self._repeated("n_tests", len(tests), "data.test_resolutions")
+        yield self._repeated("test_batch_sizes", len(tests), "data.test_resolutions")
+
+
+class FnoConfig(Options):
     """The Fourier neural operator. The numbers of input and output channels come from the data."""
 
-    n_modes: Annotated[tuple[int, ...], COUNTS, "Fourier modes kept per axis"] = (16, 16)
-    hidden_channels: Annotated[int, COUNT, "width of the network"] = 32
-    n_layers: Annotated[int, COUNT, "number of Fourier layers"] = 4
-    positional_embedding: Annotated[
-        Literal["grid"] | None, "coordinates appended to the input channels"
-    ] = "grid"
-    norm: Annotated[Literal["group_norm"] | None, "normalization in every layer"] = None
-    stabilizer: Annotated[
-        Literal["tanh"] | None, "function applied before every Fourier transform"
-    ] = None
-    domain_padding: Annotated[
-        tuple[float, ...] | None,
-        list_of(number("in [0, 1]", lambda v: 0 <= v <= 1), "[0.25,0.25]"),
-        "zeros added to both ends of every axis, as a fraction of its length",
-    ] = None
-    use_channel_mlp: Annotated[bool, "a two-layer network over the channels in every layer"] = True
-    channel_mlp_expansion: Annotated[
-        float, POSITIVE, "inner width of that network / hidden_channels"
-    ] = 0.5
-    lifting_channel_ratio: Annotated[
-        float, POSITIVE, "inner width of the lifting / hidden_channels"
-    ] = 2.0
-    projection_channel_ratio: Annotated[
-        float, POSITIVE, "inner width of the projection to the output / hidden_channels"
-    ] = 2.0
-    separable: Annotated[bool, "spectral weights that do not mix channels"] = False
-    activation_checkpoint: Annotated[
-        bool, "compute activations anew in the backward pass: less memory, more time"
-    ] = False
-    transform: Annotated[
-        Literal["auto", "fft", "matrix"],
-        "the truncated Fourier transform: an FFT, matrix products, or whichever should be faster",
-    ] = "auto"
-    fno_block_precision: Annotated[
-        Literal["full", "mixed", "half"],
-        "float32; or bfloat16 with float32 transforms, norms and sums; or bfloat16 transforms too",
-    ] = "full"
-    fno_block_weights_precision: Annotated[
-        Literal["full", "half"], "spectral weights stored in float32 or in bfloat16"
-    ] = "full"
+    prefix = "fno."
+    n_modes: Counts = option((16, 16), "Fourier modes kept per axis")
+    hidden_channels: Count = option(32, "width of the network")
+    n_layers: Count = option(4, "number of Fourier layers")
+    positional_embedding: Literal["grid"] | None = option("grid", "coordinates as further inputs")
+    norm: Literal["group_norm"] | None = option(None, "normalization in every layer")
+    stabilizer: Literal["tanh"] | None = option(None, "applied before every Fourier transform")
+    domain_padding: Shares | None = option(None, "zeros at both ends of every axis / its length")
+    use_channel_mlp: bool = option(True, "a two-layer network over the channels in every layer")
+    channel_mlp_expansion: Positive = option(0.5, "inner width of that network / hidden_channels")
+    lifting_channel_ratio: Positive = option(2.0, "inner width of the lifting / hidden_channels")
+    projection_channel_ratio: Positive = option(2.0, "that of the projection to the output")
+    separable: bool = option(False, "spectral weights that do not mix channels")
+    activation_checkpoint: bool = option(False, "compute activations anew: less memory, more time")
+    transform: Transform = option("auto", "an FFT, matrix products, or what should be faster")
+    fno_block_precision: Precision = option("full", "mixed: float32 in transforms; half: bfloat16")
+    fno_block_weights_precision: Weights = option("full", "spectral weights: float32, bfloat16")
 
-    def __post_init__(self):
-        check_options(self, "fno.")
-        if self.fno_block_weights_precision == "half" and self.fno_block_precision == "full":
-            raise ConfigError(
-                "fno.fno_block_weights_precision: got 'half', expected full with "
-                "fno.fno_block_precision full; or choose mixed or half there"
-            )
+    def _rules(self):
+        half = self.fno_block_weights_precision == "half" and self.fno_block_precision == "full"
+        due = "full with fno.fno_block_precision full; or choose mixed or half there"
+        yield half, "fno_block_weights_precision", "half", due
         if self.domain_padding is not None:
-            _repeat(self, "fno.", "domain_padding", len(self.n_modes), "fno.n_modes")
+            yield self._repeated("domain_padding", len(self.n_modes), "fno.n_modes")
         # Rounded as the FNO does it. A layer of no channels cannot be built, nor can one whose
         # number no array's shape may hold.
-        rounding: dict[str, Callable[[float], int]] = {
-            "lifting_channel_ratio": int,
-            "projection_channel_ratio": int,
-        }
-        if self.use_channel_mlp:
-            rounding["channel_mlp_expansion"] = round
-        for name, rounded in rounding.items():
-            width = getattr(self, name) * self.hidden_channels
-            if width >= 2**31 or rounded(width) < 1:
-                raise ConfigError(
-                    f"fno.{name}: got {getattr(self, name)}, expected a ratio that leaves from 1 "
-                    f"to 2^31 - 1 channels of fno.hidden_channels = {self.hidden_channels}"
-                )
+        rounded = {"lifting_channel_ratio": int, "projection_channel_ratio": int}
+        rounded |= {"channel_mlp_expansion": round} if self.use_channel_mlp else {}
+        due = "a ratio that leaves from 1 to 2^31 - 1 channels of fno.hidden_channels = "
+        for name, rounding in rounded.items():
+            ratio = getattr(self, name)
+            width = ratio * self.hidden_channels
+            yield width >= 2**31 or rounding(width) < 1, name, ratio, f"{due}{self.hidden_channels}"
 
 
-@dataclasses.dataclass(frozen=True)
-class OptConfig:
-    """The optimizer and the training loop.
+class OptConfig(Options):
+    """The optimizer and the training loop."""
 
-    How the options from `optimizer_type` to `second_sparse_type` select a projection is told in
-    `tensorgrad_jax.training.projection_plan`.
-    """
-
-    optimizer_type: Annotated[
-        Literal["adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"],
-        "plain AdamW; Adam on a projection and a second one of what the first left over, or of the "
-        "same gradient; momentum alone on a projection, the rest of the gradient passed on",
-    ] = "tensorgrad"
-    tensorgrad: Annotated[
-        bool | None, "whether to compress gradients; null: unless optimizer_type is adamw"
-    ] = None
-    proj_type: Annotated[
-        ProjectionKind | None,
-        "the first projection; null: unstructured_sparse with a second one, else low_rank",
-    ] = None
-    rank: Annotated[Rank, RANK, "Tucker rank of the first projection, or its budget"] = 0.25
-    sparse_ratio: Annotated[float, FRACTION, "entries kept by the first projection"] = 0.05
-    sparse_type: Annotated[SparseType, "how the first projection selects entries"] = "randk"
-    scale: Annotated[float, POSITIVE, "factor of the first projection's update"] = 1.0
-    scale_by_mask_ratio: Annotated[
-        bool, "first projection, if sparse: another factor, sqrt(entries / kept entries)"
-    ] = False
-    second_proj_type: Annotated[
-        ProjectionKind | None, "the second projection; null: low_rank if proj_type is null too"
-    ] = None
-    second_rank: Annotated[Rank, RANK, "Tucker rank of the second projection, or its budget"] = 0.20
-    second_sparse_ratio: Annotated[float, FRACTION, "entries kept by the second projection"] = 0.05
-    second_sparse_type: Annotated[SparseType, "how the second projection selects entries"] = "randk"
-    tensorgrad_sum_lambda_sparse: Annotated[
-        float, POSITIVE, "weight of the sparse part of a composite update"
-    ] = 1.0
-    update_proj_gap: Annotated[int, COUNT, "steps between refreshes of the projections"] = 200
-    update_proj_gap_mode: Annotated[
-        Literal["fixed", "linear", "exponential", "exponential2"], "how the gap changes in training"
-    ] = "fixed"
-    update_proj_gap_end: Annotated[
-        int | None, COUNT, "gap at the end, unless the mode is fixed"
-    ] = None
-    n_iter_max_tucker: Annotated[int, COUNT, "sweeps of the Tucker decomposition"] = 1
-    svd_type: Annotated[Literal["gram", "svd", "randomized"], "how Tucker factors are computed"] = (
-        "gram"
+    prefix = "opt."
+    optimizer_type: Optimizer | None = option(
+        None, "null: tensor_muon; tensorgrad with opt.tensorgrad True or a proj_type"
     )
-    tucker_warm_restart: Annotated[
-        bool, "svd and randomized start from the factors of the refresh before"
-    ] = True
-    naive_galore: Annotated[bool, "low_rank is GaLore's: of a matrix view, not of the tensor"] = (
-        False
-    )
-    galore_2d_proj_type: Annotated[
-        Literal["std", "reverse_std", "left", "right", "full"],
-        "naive_galore: the side of the basis; std is the shorter one",
-    ] = "std"
-    first_dim_rollup: Annotated[
-        int, COUNT, "naive_galore: leading axes of (in, out, *modes) that are the matrix's rows"
-    ] = 1
-    on_refresh: Annotated[
-        Literal["transport", "keep", "reset"],
-        "moments at a refresh: carried to the new basis, left as numbers, or started anew",
-    ] = "transport"
-    reset_sparse_optimizer_states: Annotated[
-        bool, "moments of single entries start anew at a refresh, others are carried"
-    ] = False
-    learning_rate: Annotated[float, POSITIVE, "step size"] = 1e-2
-    weight_decay: Annotated[float, NON_NEGATIVE, "decoupled weight decay"] = 1e-4
-    b1: Annotated[float, DECAY_RATE, "decay of the first moment"] = 0.9
-    b2: Annotated[float, DECAY_RATE, "decay of the second moment"] = 0.999
-    eps: Annotated[float, POSITIVE, "added to the root of the second moment"] = 1e-8
-    enforce_full_complex_precision: Annotated[
-        bool, "float32 moments; False keeps the first moments in bfloat16"
-    ] = True
-    match_update_size: Annotated[
-        bool, "compressed updates are made as large as AdamW's, as measured on a sample of entries"
-    ] = True
-    per_layer_opt: Annotated[
-        bool, "compress large gradients one after the other, as the backward pass makes them"
-    ] = True
-    stochastic_rounding: Annotated[
-        bool, "of updated bfloat16 weights; False rounds to the nearest and loses small updates"
-    ] = True
-    n_epochs: Annotated[int, COUNT, "passes over the training data"] = 6
-    training_loss: Annotated[Literal["l2", "h1"], "relative loss that is minimized"] = "l2"
-    scheduler: Annotated[
-        Literal["constant", "StepLR", "CosineAnnealingLR"], "the learning rate over the epochs"
-    ] = "CosineAnnealingLR"
-    step_size: Annotated[int, COUNT, "StepLR: epochs between two reductions"] = 100
-    gamma: Annotated[float, FRACTION, "StepLR: factor of one reduction"] = 0.5
-    scheduler_T_max: Annotated[  # noqa: N815 (the name of PyTorch's scheduler)
-        int | None, COUNT, "CosineAnnealingLR: epochs until zero; null: n_epochs"
-    ] = None
-    save_every: Annotated[int, COUNT, "epochs between checkpoints"] = 1
-    save_dir: Annotated[str, TEXT, "folder that holds the folders of the runs"] = "runs"
-    resume_from_dir: Annotated[str | None, TEXT, "folder of the run to continue"] = None
-    profiling: Annotated[
-        bool, "write memory.json and memory.png: the bytes of a step, beside those of AdamW"
-    ] = False
-    max_batches: Annotated[int | None, COUNT, "batches per epoch at most"] = None
+    channel_share: Fraction = option(0.5, "tensor_muon: channels whose momentum is kept")
+    momentum: Decay = option(0.95, "tensor_muon: decay of the momentum")
+    tensorgrad: bool | None = option(None, "compress gradients; null: unless optimizer_type adamw")
+    proj_type: Kind | None = option(None, "null: low_rank, unstructured_sparse if there are two")
+    rank: Rank = option(0.25, "Tucker rank of the first projection, or its budget")
+    sparse_ratio: Fraction = option(0.05, "entries kept by the first projection")
+    sparse_type: Selection = option("randk", "how the first projection selects entries")
+    scale: Positive = option(1.0, "factor of the first projection's update")
+    scale_by_mask_ratio: bool = option(False, "sparse: one more, sqrt(entries / kept entries)")
+    second_proj_type: Kind | None = option(None, "null: low_rank if proj_type is null, else none")
+    second_rank: Rank = option(0.20, "Tucker rank of the second projection, or its budget")
+    second_sparse_ratio: Fraction = option(0.05, "entries kept by the second projection")
+    second_sparse_type: Selection = option("randk", "how the second projection selects entries")
+    tensorgrad_sum_lambda_sparse: Positive = option(1.0, "weight of a composite's sparse part")
+    update_proj_gap: Count | None = option(None, "steps to a refresh; null: 200, tensor_muon 50")
+    update_proj_gap_mode: GapMode = option("fixed", "how the gap changes in training")
+    update_proj_gap_end: Count | None = option(None, "gap at the end, unless the mode is fixed")
+    n_iter_max_tucker: Count = option(1, "sweeps of the Tucker decomposition")
+    svd_type: Literal["gram", "svd", "randomized"] = option("gram", "how factors are computed")
+    tucker_warm_restart: bool = option(True, "svd and randomized start from the factors before")
+    naive_galore: bool = option(False, "low_rank is GaLore's: of a matrix view, not of the tensor")
+    galore_2d_proj_type: Side = option("std", "naive_galore: side of the basis; std: the shorter")
+    first_dim_rollup: Count = option(1, "naive_galore: row axes, the first of (in, out, *modes)")
+    on_refresh: Refresh = option("transport", "moments: carried over, left as they are, new")
+    reset_sparse_optimizer_states: bool = option(False, "moments of single entries start anew")
+    learning_rate: Positive = option(1e-2, "step size")
+    weight_decay: NonNegative = option(1e-4, "decoupled weight decay")
+    b1: Decay = option(0.9, "decay of the first moment")
+    b2: Decay = option(0.999, "decay of the second moment")
+    eps: Positive = option(1e-8, "added to the root of the second moment")
+    enforce_full_complex_precision: bool = option(True, "False: first moments in bfloat16")
+    match_update_size: bool = option(True, "make compressed updates as large as AdamW's")
+    per_layer_opt: bool = option(True, "compress large gradients in turn, as they are made")
+    stochastic_rounding: bool = option(True, "of updated bfloat16 weights; else to the nearest")
+    n_epochs: Count = option(6, "passes over the training data")
+    training_loss: Literal["l2", "h1"] = option("l2", "relative loss that is minimized")
+    scheduler: Schedule = option("CosineAnnealingLR", "the learning rate over the epochs")
+    step_size: Count = option(100, "StepLR: epochs between two reductions")
+    gamma: Fraction = option(0.5, "StepLR: factor of one reduction")
+    scheduler_T_max: Count | None = option(None, "cosine: epochs until zero; null: all")  # noqa: N815
+    save_every: Count = option(1, "epochs between checkpoints")
+    save_dir: Text = option("runs", "folder that holds the folders of the runs")
+    resume_from_dir: Text | None = option(None, "folder of the run to continue")
+    profiling: bool = option(False, "write memory.json, memory.png: the bytes of a step, AdamW's")
+    max_batches: Count | None = option(None, "batches per epoch at most")
 
-    def __post_init__(self):
-        check_options(self, "opt.")
-        if self.update_proj_gap_mode != "fixed" and self.update_proj_gap_end is None:
-            raise ConfigError(
-                f"opt.update_proj_gap_end: got null, expected an integer >= 1 with "
-                f"opt.update_proj_gap_mode {self.update_proj_gap_mode}"
-            )
+    def _rules(self):
+        endless = self.update_proj_gap_mode != "fixed" and self.update_proj_gap_end is None
+        due = f"an integer >= 1 with opt.update_proj_gap_mode {self.update_proj_gap_mode}"
+        yield endless, "update_proj_gap_end", None, due
+
+    def optimizer(self) -> str:
+        """The optimizer's type, also where it is null: what names a projection means TensorGRaD."""
+        named = self.tensorgrad or self.proj_type or self.second_proj_type
+        plain = "adamw" if self.tensorgrad is False else "tensorgrad" if named else "tensor_muon"
+        return plain if self.tensorgrad is False else self.optimizer_type or plain
+
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the projections, none, one or two: the rules of `build_projection`."""
+        of_its_own = self.optimizer() == "tensor_muon"
+        compressed = not of_its_own and (self.tensorgrad or self.optimizer() != "adamw")
+        first, second = self.proj_type, self.second_proj_type
+        paper = not first and self.optimizer() in ("tensorgrad", "tensorgrad_sum")
+        both = (first or "unstructured_sparse", second or "low_rank")
+        return () if not compressed else both if second or paper else (first or "low_rank",)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Everything a training run depends on."""
 
-    name: Annotated[str | None, _NAME, "name of the run's folder; null: chosen by the run"] = None
-    seed: Annotated[int, _SEED, "seed of everything random but the generated data"] = 0
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    fno: FnoConfig = dataclasses.field(default_factory=FnoConfig)
-    opt: OptConfig = dataclasses.field(default_factory=OptConfig)
+    name: Name | None = option(None, "name of the run's folder; null: chosen by the run")
+    seed: Seed = option(0, "seed of everything random but the generated data")
+    data: DataConfig = DataConfig()
+    fno: FnoConfig = FnoConfig()
+    opt: OptConfig = OptConfig()
 
-    def __post_init__(self):
-        check_options(self)
-        n_modes, resolution = self.fno.n_modes, self.data.train_resolution
-        if self.data.dimension is not None:
-            dimension, problem = self.data.dimension, self.data.problem
-            known = f"data.problem {problem} is {dimension}-dimensional"
-            told = f"data.dimension is {dimension}"
-            check_modes(n_modes, dimension, known if problem in _DIMENSIONS else told)
-        if max(n_modes) > resolution:
-            raise ConfigError(
-                f"fno.n_modes: got {show(n_modes)}, expected at most data.train_resolution = "
-                f"{resolution}: no sample would reach the modes beyond"
-            )
-        axes = len(n_modes) + (1 if self.fno.separable else 2)
-        if self.opt.naive_galore and self.opt.first_dim_rollup >= axes:
-            raise ConfigError(
-                f"opt.first_dim_rollup: got {self.opt.first_dim_rollup}, expected at most "
-                f"{axes - 1}: a spectral weight has {axes} axes, and columns are needed too"
-            )
-        for name in ("rank", "second_rank"):
-            rank = getattr(self.opt, name)
-            if isinstance(rank, tuple) and len(rank) != axes:
-                raise ConfigError(
-                    f"opt.{name}: got {show(rank)}, expected {axes} entries, one per axis of a "
-                    "spectral weight: its channels and fno.n_modes"
-                )
+    def _rules(self):
+        modes, data, opt, kinds = self.fno.n_modes, self.data, self.opt, self.opt.kinds()
+        if data.dimension is not None:
+            known = f"data.problem {data.problem} is {data.dimension}-dimensional"
+            told = f"data.dimension is {data.dimension}"
+            check_modes(modes, data.dimension, known if data.problem in DIMENSIONS else told)
+        due = f"at most data.train_resolution = {data.train_resolution}: no sample would reach "
+        yield max(modes) > data.train_resolution, "fno.n_modes", modes, due + "the modes beyond"
+        axes, rows = len(modes) + (1 if self.fno.separable else 2), opt.first_dim_rollup
+        due = f"at most {axes - 1}: a spectral weight has {axes} axes, and columns are needed too"
+        yield opt.naive_galore and rows >= axes, "opt.first_dim_rollup", rows, due
+        lengths = f"{axes} entries, one per axis of a spectral weight: its channels and fno.n_modes"
+        due = "a number in (0, 1] or an integer >= 1 with opt.naive_galore: a matrix has one rank"
+        for name, kind in zip(("rank", "second_rank"), (*kinds, None, None), strict=False):
+            rank = getattr(opt, name)
+            many, matrix = isinstance(rank, tuple), opt.naive_galore and kind == "low_rank"
+            yield many and len(rank) != axes, f"opt.{name}", rank, lengths
+            yield many and matrix, f"opt.{name}", rank, due
+        due = "another one with fno.separable True: tensor_muon needs matrices of channels"
+        muon = opt.optimizer() == "tensor_muon"
+        yield muon and self.fno.separable, "opt.optimizer_type", "tensor_muon", due
+        due = "a second projection with opt.optimizer_type tensorgrad_sum and a given "
+        due += "opt.proj_type: a sum has two parts"
+        alone = opt.optimizer_type == "tensorgrad_sum" and len(kinds) == 1
+        yield alone, "opt.second_proj_type", None, due
+
+    def unused(self) -> dict[str, str]:
+        """The options without effect beside the others, by full name, each with the reason.
+
+        Not those of projections with `opt.tensorgrad` False, the baseline of a comparison.
+        """
+        opt, kinds = self.opt, self.opt.kinds()
+        first, second = (*kinds, None, None)[:2]
+        sparse = {"structured_sparse", "unstructured_sparse"}
+        effects = {
+            "rank": first == "low_rank",
+            "sparse_ratio sparse_type scale_by_mask_ratio": first in sparse,
+            "second_rank": second == "low_rank",
+            "second_sparse_ratio second_sparse_type": second in sparse,
+            f"naive_galore {_TUCKER} {_GALORE}": "low_rank" in kinds,
+            "reset_sparse_optimizer_states": "unstructured_sparse" in kinds,
+            "tensorgrad_sum_lambda_sparse": bool(second and sparse & {*kinds}),
+        }
+        used = {name for names in effects if effects[names] for name in names.split()}
+        about = " ".join([_PROJECTED, _REFRESHED, *effects]).split()
+        none = "opt.optimizer_type adamw compresses nothing without opt.tensorgrad True"
+        if opt.optimizer() == "tensor_muon":
+            none = "opt.optimizer_type is tensor_muon, which has its own; see opt.tensorgrad True"
+            about = " ".join([_PROJECTED, *effects]).split()
+        unused = {} if kinds else {f"opt.{name}": none for name in about}
+        for name in " ".join(effects).split():
+            other = name[7:] if name.startswith("second_") else "second_" + name
+            hint = f"; did you mean opt.{other}, or another opt.proj_type?" if other in used else ""
+            if name not in used:
+                unused.setdefault(f"opt.{name}", f"the projection is {' + '.join(kinds)}{hint}")
+        for name, values, others, why in _NEEDS:
+            is_type = name == "opt.optimizer_type"
+            value = opt.optimizer() if is_type else str(attrgetter(name)(self))
+            if value not in values.split():
+                unused = dict.fromkeys(others.split(), why.format(name, value)) | unused
+        # What cannot be made is not made in any case.
+        off = {"data.generate"} if not self.data.generate else set()
+        about = [*about, "channel_share", "momentum"]
+        off |= {f"opt.{name}" for name in about} if opt.tensorgrad is False else set()
+        return {name: reason for name, reason in unused.items() if name not in off}
 
 
 def check_modes(n_modes: tuple[int, ...], dimension: int, reason: str) -> None:
     """Raise a ConfigError, which ends with the reason, unless there is an entry per grid axis."""
     if len(n_modes) != dimension:
         entries = "1 entry" if dimension == 1 else f"{dimension} entries"
-        raise ConfigError(f"fno.n_modes: got {show(n_modes)}, expected {entries}: {reason}")
+        raise wrong("fno.n_modes", n_modes, f"{entries}: {reason}")
 
 
-def _repeat(config, prefix, name, length, other):
-    """Repeats a list with one entry; any other length but `length` is an error."""
-    values = getattr(config, name)
-    if len(values) not in (1, length):
-        entries = "1 entry" if length == 1 else f"1 entry or {length}"
-        raise ConfigError(f"{prefix}{name}: got {show(values)}, expected {entries}, like {other}")
-    if len(values) == 1:
-        object.__setattr__(config, name, values * length)
+_TUCKER = "n_iter_max_tucker svd_type tucker_warm_restart"
+_GALORE = "galore_2d_proj_type first_dim_rollup"
+_PROJECTED = "proj_type second_proj_type scale match_update_size"
+_REFRESHED = "on_refresh per_layer_opt update_proj_gap update_proj_gap_mode update_proj_gap_end"
+_FLOW = "data.viscosity data.t_end data.dt"
+_MADE = f"{_FLOW} data.solver_resolution data.generator_seed"
+_IS = "{} is {}"
+_NO_START = "{} is {}, which needs no start"
+_FOR_ALL = "{} is {}, which holds for all moments"
+_OURS = "{} is {}, and only nsforcing, darcy, burgers can be generated"
+_ADAMS = "adamw tensorgrad tensorgrad_sum"
+_WIDE = f"{_ADAMS} subspace_momentum"
+_HALF = "{} {} keeps momentum in bfloat16"
+_NEEDS = [  # an option, the values with which others have an effect, those others, why not else
+    ("opt.naive_galore", "True", "opt.galore_2d_proj_type opt.first_dim_rollup", _IS),
+    ("opt.naive_galore", "False", "opt." + _TUCKER.replace(" ", " opt."), _IS),
+    ("opt.svd_type", "svd randomized", "opt.tucker_warm_restart", _NO_START),
+    ("opt.on_refresh", "transport", "opt.reset_sparse_optimizer_states", _FOR_ALL),
+    ("opt.update_proj_gap_mode", "linear exponential exponential2", "opt.update_proj_gap_end", _IS),
+    ("opt.optimizer_type", _ADAMS, "opt.match_update_size", "{} {} drops nothing"),
+    ("opt.optimizer_type", _WIDE, "opt.enforce_full_complex_precision", _HALF),
+    ("opt.optimizer_type", "tensor_muon", "opt.channel_share opt.momentum", _IS),
+    ("opt.scheduler", "StepLR", "opt.step_size opt.gamma", _IS),
+    ("opt.scheduler", "CosineAnnealingLR", "opt.scheduler_T_max", _IS),
+    ("fno.fno_block_weights_precision", "half", "opt.stochastic_rounding", _IS),
+    ("fno.use_channel_mlp", "True", "fno.channel_mlp_expansion", _IS),
+    ("data.problem", "nsforcing darcy burgers", f"data.generate {_MADE}", _OURS),
+    ("data.generate", "True", _MADE, _IS),
+    ("data.problem", "nsforcing burgers", _FLOW, _IS),
+]
+_GROUPS = (Config, DataConfig, FnoConfig, OptConfig)
+# Every option by its full name.
+OPTIONS = {g.prefix + n: f for g in _GROUPS for n, f in g.model_fields.items() if f.description}

@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+import tensorgrad_jax as tg
 from tensorgrad_jax.training.figures import plot_loss, plot_prediction
 
 __all__ = [
@@ -18,8 +22,53 @@ __all__ = [
     "picture_names",
     "plot_loss",
     "plot_prediction",
+    "write_report",
     "write_summary",
 ]
+
+
+def write_report(training: Any, folder: Path) -> None:
+    """Write the pictures and the summary of a `Training`, and print the table of bytes."""
+    plot_loss(training.rows, folder / "loss.png")
+    trained = training.data.train[0]["x"].shape[0]
+    names = picture_names([test.resolution for test in training.data.tests], trained)
+    for test, name in zip(training.data.tests, names, strict=True):
+        sample = test.source[0]  # the first one of every test set
+        prediction = np.asarray(training.predict(sample["x"][None])[0])
+        plot_prediction(sample["x"], sample["y"], prediction, folder / name)
+    params, position = training.state.params, training.position
+    ours = tg.state_bytes(training.state.opt_state)
+    # float32 moments, whatever the precision of the parameters.
+    adamw = tg.state_bytes(jax.eval_shape(tg.scale_by_adam().init, params))
+    last = training.rows[-1]
+    at_training = last["tests"].get(str(trained), {})
+    waiting = position.data_seconds / position.seconds if position.seconds else 0.0
+    write_summary(
+        folder / "summary.json",
+        {
+            "n_params": sum(x.size for x in jax.tree.leaves(params)),
+            "steps": position.step,
+            **position.rounded_seconds(),
+            "waiting_fraction": round(waiting, 4),
+            "train_loss": last["train_loss"],
+            "test_l2": at_training.get("l2"),
+            "test_h1": at_training.get("h1"),
+            "tests": last["tests"],
+            "validation": last["validation"],
+            "optimizer_state_bytes": ours["total"],
+            "adamw_state_bytes": adamw["total"],
+            "peak_bytes": training.peak_bytes(),
+        },
+    )
+    n_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+    row = lambda name, counts: MemoryRow(
+        name, n_bytes, counts["moments"], counts["basis"], counts["other"], adamw["total"]
+    )
+    print("\nOptimizer state, bytes")
+    print(memory_table([row("this run", ours), row("optax.adamw", adamw)]))
+    metrics = ["metrics.jsonl"] if (folder / "metrics.jsonl").exists() else []
+    written = ["summary.json", *metrics, "loss.png", *names]
+    print(f"\nWritten to {folder}: {', '.join(written)}")
 
 
 def picture_names(resolutions: Sequence[int], trained: int) -> list[str]:
@@ -28,7 +77,7 @@ def picture_names(resolutions: Sequence[int], trained: int) -> list[str]:
     prediction.png is at the training resolution, or the first one where that is not tested; the
     others carry their resolution in the name.
     """
-    main = trained if trained in resolutions else resolutions[0]
+    main = trained if trained in resolutions else next(iter(resolutions), trained)
     return ["prediction.png" if r == main else f"prediction_{r}.png" for r in resolutions]
 
 

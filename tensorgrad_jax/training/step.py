@@ -14,7 +14,7 @@ from jaxtyping import Array
 import tensorgrad_jax as tg
 from tensorgrad_jax.backend.batches import independent_parts
 from tensorgrad_jax.data.normalizers import UnitGaussianNormalizer
-from tensorgrad_jax.training.build import LOSSES
+from tensorgrad_jax.training.losses import LOSSES
 
 
 class TrainState(NamedTuple):

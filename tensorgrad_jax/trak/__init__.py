@@ -1,5 +1,7 @@
 """TRAK: which training examples does a prediction rest on?
 
+    python -m tensorgrad_jax.trak --run runs/NAME      # of a run of train.py
+
     from tensorgrad_jax import trak
 
     projector = trak.BasicProjector(grad_dim=p, proj_dim=4096, seed=0, proj_type="rademacher")
@@ -24,6 +26,7 @@ Behavior at Scale, ICML 2023, arXiv 2303.14186. The original: traker 0.3.2.
 | `CudaProjector`             | the same            | any proj_dim and batch; float32        |
 | `ChunkedCudaProjector`      | the same            | no buffer; any batch; checked sizes    |
 | -                           | `Projector`         | the engine: a pytree, with adjoint     |
+| -                           | `KroneckerProjector`| a Kronecker product per parameter      |
 | -                           | `ExplicitProjector` | given matrices, to replay others'      |
 
 Different on purpose. Seeds, checkpoints and blocks are folded into a key, not added: in traker
@@ -48,4 +51,5 @@ from tensorgrad_jax.trak.projectors import BasicProjector as BasicProjector
 from tensorgrad_jax.trak.projectors import BasicSingleBlockProjector as BasicSingleBlockProjector
 from tensorgrad_jax.trak.projectors import CudaProjector as CudaProjector
 from tensorgrad_jax.trak.projectors import ExplicitProjector as ExplicitProjector
+from tensorgrad_jax.trak.projectors import KroneckerProjector as KroneckerProjector
 from tensorgrad_jax.trak.projectors import NoOpProjector as NoOpProjector

@@ -37,7 +37,7 @@ class Attributor:
         store: the HDF5 file.
         lambda_reg: added to the diagonal of F^T F before it is inverted.
         block_size: examples per slab of the store: what a stopped run can lose.
-        chunk_size: examples whose gradients exist at a time.
+        chunk_size: examples per backward pass.
         grad_wrt: which parameters gradients are taken of: a function of a leaf's path
             ("layers/0/kernel"); None for all.
 

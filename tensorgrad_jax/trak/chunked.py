@@ -11,6 +11,7 @@ from jaxtyping import Array
 from tensorgrad_jax.random_matrices.trees import columns_of
 from tensorgrad_jax.trak.kinds import dtype_of, positive
 from tensorgrad_jax.trak.projectors import AbstractProjector
+from tensorgrad_jax.trak.sources import Source, on_top_of_each_other
 
 
 class ChunkedCudaProjector(AbstractProjector):
@@ -72,6 +73,11 @@ class ChunkedCudaProjector(AbstractProjector):
         """Free what the chunks' projectors hold; the sum needs no buffer."""
         for projector in self.projector_per_chunk:
             projector.free_memory()
+
+    def source(self, model_id: int) -> Source | None:
+        """Return the chunks' matrices on top of each other, if all have one."""
+        sources = [projector.source(model_id) for projector in self.projector_per_chunk]
+        return on_top_of_each_other(sources, jnp.dtype(self.dtype).name)
 
     def project(self, grads: Any, model_id: int) -> Array:
         """Return the sum of the chunks' features."""

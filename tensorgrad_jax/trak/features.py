@@ -1,4 +1,4 @@
-"""Features of examples: their gradients, projected, a few examples at a time."""
+"""Features of examples: their gradients, projected, none of which is held."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorgrad_jax.per_example import per_example
 from tensorgrad_jax.trak.outputs import ModelOutput
+from tensorgrad_jax.trak.sources import Make
 
 
 def selected(params: Any, grad_wrt: Callable[[str], bool] | None) -> tuple[bool, ...]:
@@ -39,20 +41,6 @@ def number_of(params: Any, chosen: tuple[bool, ...]) -> int:
     return sum(np.size(x) * (2 if jnp.iscomplexobj(x) else 1) for x in leaves)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _gradients(output: ModelOutput, chosen, params, examples):
-    leaves, structure = jax.tree.flatten(params)
-
-    def of_selected(parts, example):
-        rest = iter(parts)
-        merged = [next(rest) if c else leaf for leaf, c in zip(leaves, chosen, strict=True)]
-        return output.output(jax.tree.unflatten(structure, merged), example)
-
-    parts = [leaf for leaf, c in zip(leaves, chosen, strict=True) if c]
-    gradients = jax.vmap(jax.grad(of_selected), (None, 0))(parts, examples)
-    return gradients, jax.vmap(output.weight, (None, 0))(params, examples)
-
-
 def projected_gradients(
     output: ModelOutput,
     params: Any,
@@ -64,31 +52,80 @@ def projected_gradients(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return P^T grad f of every example, (n, k), and its weight Q, (n,).
 
-    Gradients of `chunk_size` examples exist at a time. The last chunk is filled up with its last
-    example, so that one program serves all.
+    Of a projector with a random matrix features come from one backward pass per chunk, in which
+    no gradient of an example is held (`tensorgrad_jax.per_example`); one that only has a `project`
+    gets the gradients of a chunk. The last chunk is filled up with its last example, so that one
+    program serves all.
 
     Args:
         output: what is attributed.
         params: a pytree of parameters.
         examples: a pytree of arrays with one leading axis.
-        projector: whose `project(gradients, model_id)` is called.
+        projector: what makes features.
         model_id: of these parameters.
         chosen: which leaves, from `selected`.
         chunk_size: examples at a time.
     """
     n = len(jax.tree.leaves(examples)[0])
+    source = projector.source(model_id)
     features, weights = [], []
     for start in range(0, n, chunk_size):
         rows = np.minimum(np.arange(start, start + chunk_size), n - 1)
         chunk = jax.tree.map(lambda x: np.asarray(x)[rows], examples)  # noqa: B023
-        if getattr(projector, "device", None) is not None:
+        if projector.device is not None:
             chunk = jax.device_put(chunk, projector.device)
-        gradients, weight = _gradients(output, chosen, params, chunk)
         kept = min(chunk_size, n - start)
-        projected = projector.project(_as_asked(projector, gradients), model_id)
+        if source is None:
+            gradients, weight = _gradients(output, chosen, params, chunk)
+            projected = projector.project(_as_asked(projector, gradients), model_id)
+        else:
+            projected, weight = _features(output, chosen, source.make, params, chunk, source.key)
         features.append(np.asarray(projected, np.float32)[:kept])
         weights.append(np.asarray(weight, np.float32)[:kept])
     return np.concatenate(features), np.concatenate(weights)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _features(output: ModelOutput, chosen, make: Make, params, examples, key):
+    """Return features and weights; `make(key)` is the reduction."""
+    of_selected, parts = _selected_output(output, chosen, params)
+    pairs = [_as_pair(leaf) for leaf in parts]
+
+    def of_one(pairs, batch):
+        given = [_from_pair(x, leaf) for x, leaf in zip(pairs, parts, strict=True)]
+        return of_selected(given, jax.tree.map(lambda x: x[0], batch))
+
+    # A function of one example: nothing to prove.
+    features = per_example(of_one, make(key), check_independence=False)(pairs, examples)[2]
+    return features, jax.vmap(output.weight, (None, 0))(params, examples)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gradients(output: ModelOutput, chosen, params, examples):
+    of_selected, parts = _selected_output(output, chosen, params)
+    gradients = jax.vmap(jax.grad(of_selected), (None, 0))(parts, examples)
+    return gradients, jax.vmap(output.weight, (None, 0))(params, examples)
+
+
+def _selected_output(output, chosen, params):
+    """Return the output as a function of the selected leaves, and these."""
+    leaves, structure = jax.tree.flatten(params)
+
+    def of_selected(parts, example):
+        rest = iter(parts)
+        merged = [next(rest) if c else leaf for leaf, c in zip(leaves, chosen, strict=True)]
+        return output.output(jax.tree.unflatten(structure, merged), example)
+
+    return of_selected, [leaf for leaf, c in zip(leaves, chosen, strict=True) if c]
+
+
+def _as_pair(leaf):
+    # The gradient of a real function with respect to x + i y is d/dx - i d/dy.
+    return jnp.stack([leaf.real, -leaf.imag]) if jnp.iscomplexobj(leaf) else leaf
+
+
+def _from_pair(pair, leaf):
+    return jax.lax.complex(pair[0], -pair[1]) if jnp.iscomplexobj(leaf) else pair
 
 
 def _as_asked(projector, gradients):

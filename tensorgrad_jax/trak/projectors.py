@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
+from tensorgrad_jax.per_example import Leaf
 from tensorgrad_jax.random_matrices import Explicit, key_from
 from tensorgrad_jax.random_matrices.base import PRECISION
 from tensorgrad_jax.random_matrices.trees import columns_of
 from tensorgrad_jax.trak.devices import is_gpu, place_of
 from tensorgrad_jax.trak.engine import Projector, checked_leaves
 from tensorgrad_jax.trak.kinds import ProjectionType, bounded, dtype_of, matrix_of, positive
+from tensorgrad_jax.trak.sources import OfLayers, OfMatrix, Source
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,14 @@ class AbstractProjector(abc.ABC):
         Raises:
             ValueError: if an argument is none of these.
         """
+
+    def source(self, model_id: int) -> Source | None:
+        """Return how features come about in a backward pass, without the gradients.
+
+        None, as here, if there is no way but `project`, which needs gradients.
+        """
+        del model_id
+        return None
 
     def free_memory(self) -> None:  # noqa: B027
         """Give back what is held between calls: nothing, as a rule."""
@@ -109,6 +120,11 @@ class _Engine(AbstractProjector):
         matrix = matrix_of(proj_type, grad_dim, proj_dim)
         super().__init__(grad_dim, proj_dim, seed, ProjectionType(proj_type), device)
         self.engine = Projector(matrix, key_from(seed))
+
+    def source(self, model_id: int) -> Source | None:
+        """Return the matrix and its key."""
+        dtype = jnp.dtype(getattr(self, "dtype", jnp.float32)).name
+        return Source(OfMatrix(self.engine.matrix, dtype), self.engine.key_of(model_id))
 
     def _trial(self):
         """Project a zero, so that what cannot work fails here."""
@@ -160,13 +176,21 @@ class BasicSingleBlockProjector(_Engine):
 
     def project(self, grads: Any, model_id: int) -> Array:
         """Return grads @ matrix, in the projector's dtype."""
-        number = bounded(type(self).__name__, "model_id", model_id, 32)
         x = _concatenated(self._leaves(grads, self.grad_dim)).astype(self.dtype)
+        return jnp.matmul(x, self._matrix(model_id), precision=PRECISION)
+
+    def source(self, model_id: int) -> Source | None:
+        """Return the matrix that is held."""
+        matrix = self._matrix(model_id)
+        return Source(OfMatrix(Explicit(*matrix.shape), jnp.dtype(self.dtype).name), matrix)
+
+    def _matrix(self, model_id: int) -> Array:
+        number = bounded(type(self).__name__, "model_id", model_id, 32)
         if number != self.model_id or self.proj_matrix is None:
             self.model_id = number
             self.generate_sketch_matrix()
         matrix: Any = self.proj_matrix
-        return jnp.matmul(x, matrix, precision=PRECISION)
+        return matrix
 
 
 class BasicProjector(_Engine):
@@ -294,6 +318,66 @@ class ExplicitProjector(AbstractProjector):
     def project(self, grads: Any, model_id: int) -> Array:
         """Return the features in float32."""
         return self.engine.project(self._leaves(grads, self.grad_dim), model_id)
+
+    def source(self, model_id: int) -> Source | None:
+        """Return the matrix of a checkpoint."""
+        return Source(OfMatrix(self.engine.matrix), self.engine.key_of(model_id))
+
+
+class KroneckerProjector(AbstractProjector):
+    """Features by a Kronecker product of two random matrices per parameter.
+
+    The cheapest features of dense layers, and of another matrix than the other projectors', see
+    `tensorgrad_jax.per_example.ProjectLayers`. What a parameter's matrix is depends on its shape:
+    gradients come as one array per parameter.
+
+    Args:
+        grad_dim: number of parameters.
+        proj_dim: number of features.
+        seed: of the random matrices.
+        device: as for the others.
+
+    Raises:
+        ValueError: at construction, if a number is not positive.
+    """
+
+    def __init__(self, grad_dim: int, proj_dim: int, seed: int, device: Any = None):
+        owner = type(self).__name__
+        grad_dim = positive(owner, "grad_dim", grad_dim)
+        proj_dim = positive(owner, "proj_dim", proj_dim)
+        super().__init__(grad_dim, proj_dim, bounded(owner, "seed", seed, 64), "kron", device)
+
+    def project(self, grads: Any, model_id: int) -> Array:
+        """Return the features of a batch of gradients in float32.
+
+        Args:
+            grads: a pytree of arrays (batch, *shape of the parameter).
+            model_id: a number for the checkpoint.
+
+        Raises:
+            ValueError: if an argument is none of these.
+        """
+        source = self.source(model_id)
+        if not jax.tree.structure(grads).num_nodes > 1:
+            raise ValueError(
+                "KroneckerProjector: grads must be a tree with an array per parameter, got shape "
+                f"{jnp.shape(grads)}"
+            )
+        pairs = [
+            jnp.stack([x.real, x.imag], 1) if jnp.iscomplexobj(x) else x
+            for x in self._leaves(grads, self.grad_dim)
+        ]
+        reduction = source.make(source.key)
+        leaves = [Leaf(f"grads[{i}]", x.shape[1:], x.dtype, 0) for i, x in enumerate(pairs)]
+        keys = reduction.operands(leaves, None)
+        parts = [reduction.reduce(*given) for given in zip(leaves, keys, pairs, strict=True)]
+        return functools.reduce(jnp.add, parts)
+
+    def source(self, model_id: int) -> Source:
+        """Return the key of a checkpoint's matrices."""
+        number = bounded(type(self).__name__, "model_id", model_id, 32)
+        key = jax.random.fold_in(key_from(self.seed), number)
+        return Source(OfLayers(self.proj_dim), key)
 
 
 def _concatenated(leaves):

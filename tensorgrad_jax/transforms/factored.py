@@ -45,7 +45,10 @@ def scale_by_factored_rms(
     Two axes A and B of a tensor are factored, at every index of the others. With the running means
     of |g|^2, bias corrected as Adam's,
 
-        a = mean over B of |g|^2,   b = mean over A,   v = a b / mean(a),   u = g / (sqrt(v) + eps),
+    $$
+    a = \operatorname{mean}_B |g|^2, \quad b = \operatorname{mean}_A |g|^2, \quad
+    v = \frac{a b}{\operatorname{mean}(a)}, \quad u = \frac{g}{\sqrt{v} + \varepsilon},
+    $$
 
     so that v is exact where |g|^2 is a product of a function on A and one on B, and the means of v
     over A and over B always are. Of an FNO weight A and B are the channels, at every frequency:
@@ -74,7 +77,7 @@ def scale_by_factored_rms(
     Raises:
         ValueError: here, if b2 or eps is out of range; at `init`, if a spec does not fit its leaf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> transform = scale_by_factored_rms()
         >>> gradient = jnp.ones((16, 9, 32, 32)).at[0].set(5.0)

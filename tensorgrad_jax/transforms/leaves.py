@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from tensorgrad_jax.projections.leaf import LeafProjection, TensorSpec
 Specs = PyTree | Callable[[PyTree], PyTree] | None
 
 # The default rule, the reference's.
-_MIN_DIMENSIONS = 3
-_MIN_SIZE = 1000
+MIN_DIMENSIONS = 3
+MIN_SIZE = 1000
 
 
 class Leaves(NamedTuple):
@@ -48,7 +49,8 @@ def default_specs(params: PyTree) -> PyTree:
     """Return a spec for every leaf of 3 or more dimensions and more than 1,000 elements."""
 
     def spec(leaf):
-        large = jnp.ndim(leaf) >= _MIN_DIMENSIONS and jnp.size(leaf) > _MIN_SIZE
+        shape = getattr(leaf, "shape", ())  # a Python number has none
+        large = len(shape) >= MIN_DIMENSIONS and math.prod(shape) > MIN_SIZE
         return TensorSpec() if large else None
 
     return jax.tree.map(spec, params)

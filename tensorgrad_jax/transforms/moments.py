@@ -39,8 +39,10 @@ def scale_by_adam(
 ) -> optax.GradientTransformation:
     r"""Rescale updates by Adam, with one real second moment per entry.
 
-        m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) |g|^2,
-        u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+    $$
+    m \leftarrow b_1 m + (1 - b_1) g, \quad v \leftarrow b_2 v + (1 - b_2) |g|^2, \quad
+    u = \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \varepsilon} .
+    $$
 
     For complex g this is the update along g that does not depend on the phase convention, and it
     stores 12 bytes per complex64 entry; `optax.scale_by_adam` keeps v in a complex array (16).
@@ -63,7 +65,7 @@ def scale_by_adam(
         ValueError: if a decay is outside [0, 1), eps is negative or a dtype is not a real
             floating-point one.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> transform = scale_by_adam()
         >>> params = jnp.zeros(2, jnp.complex64)
@@ -128,12 +130,15 @@ class MomentumState(NamedTuple):
     mu: PyTree[Array]
 
 
-def momentum(b1: ArrayLike = 0.9, mu_dtype: Any = None) -> optax.GradientTransformation:
+def momentum(
+    b1: ArrayLike = 0.9, mu_dtype: Any = None, nesterov: bool = False
+) -> optax.GradientTransformation:
     """Average gradients as Adam's corrected first moment does; `optax.ema` for complex numbers too.
 
     Args:
         b1: decay, in [0, 1).
         mu_dtype: see `scale_by_adam`, whose stored moments these are.
+        nesterov: average the new gradient in once more: b1 m + (1 - b1) g, corrected likewise.
     """
 
     def init_fn(params):
@@ -145,7 +150,10 @@ def momentum(b1: ArrayLike = 0.9, mu_dtype: Any = None) -> optax.GradientTransfo
         mu = _averaged(updates, state.mu, b1)
 
         def corrected_as(g, m):
-            correct = bias_correction(b1, count, jnp.finfo(m.dtype).dtype)
+            # The weights of m add up to 1 - b1^t, those with g once more to 1 - b1^(t + 1).
+            correct = bias_correction(b1, count + nesterov, jnp.finfo(m.dtype).dtype)
+            if nesterov:
+                m = times_real(m, b1) + times_real(g.astype(m.dtype), 1 - b1)
             return times_real(m, 1 / correct).astype(g.dtype)
 
         corrected = jax.tree.map(corrected_as, updates, mu)

@@ -34,7 +34,7 @@ def apply_updates(params: PyTree, updates: PyTree, key: PRNGKeyArray | None = No
     Raises:
         ValueError: if a parameter is float16: it would need loss scaling, bfloat16 does not.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, tensorgrad_jax as tg
         >>> p, u = jnp.ones(10_000, jnp.bfloat16), jnp.full(10_000, 1e-3)
         >>> float(optax.apply_updates(p, u).astype(jnp.float32).mean())

@@ -28,7 +28,13 @@ _ROUNDING = 1 + 2e-6
 
 
 def linear_gap(start: int | float, end: int | float, total_steps: int) -> GapSchedule:
-    """Return a gap that goes linearly from `start` at step 0 to `end` at `total_steps`."""
+    """Return a gap that goes linearly from `start` at step 0 to `end` at `total_steps`.
+
+    Examples:
+        >>> gap = linear_gap(100, 20, total_steps=1000)
+        >>> [int(gap(step)) for step in (0, 500, 1000, 2000)]
+        [100, 60, 20, 20]
+    """
     start, end, total_steps = _checked("linear_gap", start, end, total_steps)
     return lambda step: (start + (end - start) * _share(step, total_steps)) * _ROUNDING
 

@@ -13,6 +13,7 @@ gradient outside the subspace by `complement`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -69,7 +70,7 @@ def in_subspace(
     projection: Projection | PyTree,
     update_proj_gap: Gap = 200,
     on_refresh: OnRefresh | Carry = "transport",
-    complement: Literal["drop", "pass"] = "drop",
+    complement: Literal["drop", "pass"] | float | int = "drop",
     specs: Specs = None,
     stagger: bool = False,
     seed: int = 0,
@@ -92,7 +93,9 @@ def in_subspace(
             basis. A function (projection of the leaf, moments by name, old basis, new basis) ->
             moments by the same names is a rule of one's own.
         complement: the part of the gradient outside the subspace is dropped ("drop") or added
-            to the update as it is ("pass").
+            to the update as it is ("pass"), or times a number. Around `optax.trace(b,
+            nesterov=True)` the number 1 + b makes the whole the momentum buffer M <- b M + G of the
+            full gradient, compressed after every step: what is not kept of it is G + b G.
         specs: which leaves to compress: a pytree like the parameters of `TensorSpec` or None, or
             a function from parameters to one. Leaves without a spec go through `inner` as they
             are. Default: every leaf of 3 or more dimensions and more than 1,000 elements.
@@ -117,7 +120,7 @@ def in_subspace(
         ValueError: if an argument is not one of these; in `init`, if a spec does not fit its
             parameter, or `on_refresh="transport"` meets a moment it cannot carry.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> import tensorgrad_jax as tg
         >>> params = {"w": jnp.ones((16, 16, 8)), "b": jnp.ones(16)}
@@ -131,12 +134,13 @@ def in_subspace(
         >>> tg.state_bytes(optax.adam(1e-3).init(params))["moments"]
         16512
     """
-    update_proj_gap, seed = plain(update_proj_gap), plain(seed)
+    update_proj_gap, seed, complement = plain(update_proj_gap), plain(seed), plain(complement)
     _check_arguments(inner, projection, update_proj_gap, on_refresh, complement, seed)
     for name, value in (("stagger", stagger), ("per_layer", per_layer), ("match_size", match_size)):
         if not isinstance(value, bool):
             raise ValueError(f"in_subspace: {name} must be True or False, got {value!r}")
-    if match_size and complement == "pass":
+    weight: Any = {"drop": 0.0, "pass": 1.0}.get(cast(str, complement), complement)
+    if match_size and weight != 0:
         raise ValueError(
             'in_subspace: match_size needs complement="drop": what is passed on has its own size'
         )
@@ -145,7 +149,7 @@ def in_subspace(
         projection,
         update_proj_gap,
         on_refresh,
-        complement,
+        float(weight),
         specs,
         stagger,
         seed,
@@ -161,7 +165,7 @@ class _InSubspace:
     projection: Projection | PyTree
     gap: Gap
     on_refresh: OnRefresh | Carry
-    complement: str
+    complement: float
     specs: Specs
     stagger: bool
     seed: int
@@ -224,9 +228,9 @@ class _InSubspace:
 
         for name, leaf in leaves.compressed.items():
             update = leaf.from_numbers(self._after(scaled[name], done, leaf))
-            if self.complement == "pass":
+            if self.complement:
                 lifted = leaf.lift_onto_complement(
-                    tensors[name], update, compact[name], basis[name]
+                    tensors[name], update, compact[name], basis[name], self.complement
                 )
             else:
                 lifted = leaf.lift(update, basis[name])
@@ -353,9 +357,11 @@ def _check_arguments(inner, projection, gap, on_refresh, complement, seed):
         raise ValueError(
             f"in_subspace: on_refresh must be one of {_ON_REFRESH}, got {on_refresh!r}"
         )
-    if complement not in _COMPLEMENT:
+    number = isinstance(complement, int | float) and not isinstance(complement, bool)
+    if complement not in _COMPLEMENT and not (number and math.isfinite(complement)):
         raise ValueError(
-            f"in_subspace: complement must be one of {_COMPLEMENT}, got {complement!r}"
+            f"in_subspace: complement must be one of {_COMPLEMENT} or a finite number, got "
+            f"{complement!r}"
         )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"in_subspace: seed must be an integer, got {seed!r}")

@@ -43,10 +43,16 @@ def scale_by_true_adam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescale updates by Adam with per-example squares in the denominator.
 
-        m <- b1 m + (1 - b1) g,          v <- b3 v + (1 - b3) S,
-        u = m / (sqrt(v / (1 - b3^t)) + eps),
-        a <- b2 a + (1 - b2) g^2,        u_a = m / (sqrt(a / (1 - b2^t)) + eps),
-        update = u / (1 - b1^t) * (|u_a| / |u| if graft else 1)
+    $$
+    m \leftarrow b_1 m + (1 - b_1) g, \quad v \leftarrow b_3 v + (1 - b_3) S, \quad
+    u = \frac{m}{\sqrt{v / (1 - b_3^t)} + \varepsilon},
+    $$
+
+    $$
+    a \leftarrow b_2 a + (1 - b_2) g^2, \quad u_a = \frac{m}{\sqrt{a / (1 - b_2^t)} + \varepsilon},
+    \quad \text{update} = \frac{u}{1 - b_1^t} \cdot
+    \begin{cases} |u_a| / |u| & \text{graft} \\ 1 & \text{else} \end{cases}
+    $$
 
     with g the mean gradient, S the mean of squared gradients of examples
     (`truegrad.value_and_grads`), and norms over a whole parameter. Noisy entries, whose S is
@@ -70,7 +76,7 @@ def scale_by_true_adam(
         ValueError: if an argument is not one of these; at an update, if S is missing or does not
             fit a parameter. The message names the parameter.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> transform = scale_by_true_adam(graft=False)
         >>> g, S = jnp.array([1.0, 1.0]), jnp.array([1.0, 4.0])

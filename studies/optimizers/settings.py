@@ -1,0 +1,161 @@
+"""What is compared, by name: functions of the task to what makes updates of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import peers
+from tasks import Task
+from tensorgrad_jax.models import tensor_specs
+
+import tensorgrad_jax as tg
+
+Build = Callable[[Task], optax.GradientTransformation]
+PAPER = tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))
+HALVED = tg.Tucker((..., 0.5, 0.5), factors="real")
+
+
+def without_rate(chain: Callable[..., optax.GradientTransformation], **options: Any) -> Build:
+    """Return a ready-made optimizer as a maker of updates: at rate 1, not decayed, sign turned."""
+    return lambda task: optax.chain(
+        chain(1.0, update_proj_gap=task.gap, specs=tensor_specs, **options), optax.scale(-1.0)
+    )
+
+
+def unbounded(task: Task) -> optax.GradientTransformation:
+    """Return `tg.subspace_momentum` without the bound of its root mean square."""
+    numerator = tg.in_subspace(
+        optax.ema(0.9), tg.Tucker(0.05), task.gap, complement="pass", specs=tensor_specs
+    )
+    return tg.scale_by_factored_rms(specs=tensor_specs, numerator=numerator)
+
+
+def muon(**options: Any) -> Build:
+    """Return `tg.tensor_muon`."""
+    gap = options.pop("gap", None)
+    return lambda task: optax.chain(
+        tg.tensor_muon(1.0, update_proj_gap=gap or task.gap, specs=tensor_specs, **options),
+        optax.scale(-1.0),
+    )
+
+
+def parts(tensors: Build, matrices: optax.GradientTransformation | None = None) -> Build:
+    """Return one optimizer for the spectral weights, one for matrices (None: Adam), Adam else."""
+
+    def build(task: Task) -> optax.GradientTransformation:
+        def kinds(params):
+            treedef = jax.tree.structure(params)
+            chosen = treedef.flatten_up_to(tensor_specs(params))
+            of = lambda x: "matrix" if x.ndim == 2 and min(x.shape) >= 8 else "other"
+            leaves = zip(chosen, jax.tree.leaves(params), strict=True)
+            return treedef.unflatten([of(x) if s is None else "tensor" for s, x in leaves])
+
+        return optax.partition(
+            {
+                "tensor": tensors(task),
+                "matrix": tg.scale_by_adam() if matrices is None else matrices,
+                "other": tg.scale_by_adam(),
+            },
+            kinds,
+        )
+
+    return build
+
+
+def polar(
+    scale: float, specs: Any = None, b1: float = 0.95, nesterov: bool = True, dtype: Any = None
+):
+    """Return momentum, then its polar factors."""
+    trace = optax.trace(b1, nesterov=nesterov, accumulator_dtype=dtype)
+    return optax.chain(trace, tg.orthogonalize(specs, scale))
+
+
+def core(
+    inner: optax.GradientTransformation, projection: tg.Projection = HALVED, **options
+) -> Build:
+    """Return an optimizer inside a Tucker core."""
+    return lambda task: tg.in_subspace(inner, projection, task.gap, specs=tensor_specs, **options)
+
+
+def whole_of_compressed(scale: float, share: float = 0.05) -> Build:
+    """Return the polar factor of a momentum buffer that is compressed after every step."""
+    return lambda task: optax.chain(
+        tg.in_subspace(
+            optax.trace(0.95, nesterov=True),
+            tg.Tucker(share),
+            task.gap,
+            complement=1.95,
+            specs=tensor_specs,
+        ),
+        tg.orthogonalize(tensor_specs, scale),
+    )
+
+
+def with_polar_cores(sparse: float = 0.05) -> Build:
+    """Return TensorGRaD whose Tucker part takes polar factors, Adam on the single entries."""
+
+    def kinds(compact):
+        of = lambda name, part: jax.tree.map(lambda _: name, part)
+        return {
+            name: (of("entries", x[0]), of("core", x[1])) if isinstance(x, tuple) and len(x) == 2
+            else of("entries", x)
+            for name, x in compact.items()
+        }  # fmt: skip
+
+    inner = optax.partition({"entries": tg.scale_by_adam(), "core": polar(0.8)}, kinds)
+    projection = tg.Residual(tg.UnstructuredSparse(sparse), HALVED)
+    return parts(core(inner, projection, on_refresh="keep"), polar(0.4))
+
+
+COMPARED: dict[str, Build] = {
+    "AdamW": lambda task: tg.scale_by_adam(),
+    "tensor_muon": muon(),
+    "tensor_muon, scale .4": muon(scale=0.4, matrix_scale=0.2),
+    "tensor_muon, scale .2": muon(scale=0.2, matrix_scale=0.1),
+    "tensor_muon, whole": muon(projection=None),
+    "tensor_muon, whole, scale .4": muon(projection=None, scale=0.4, matrix_scale=0.2),
+    "tensor_muon, whole, scale .2": muon(projection=None, scale=0.2, matrix_scale=0.1),
+    "subspace momentum": without_rate(tg.subspace_momentum),
+    "TensorGRaD": without_rate(tg.tensorgrad),
+    "TensorGRaD as published": lambda task: optax.chain(
+        tg.reference_adamw(1.0, PAPER, task.gap, 0.0, tensor_specs, lambda_sparse=1.0),
+        optax.scale(-1.0),
+    ),
+    "Muon (Optax)": lambda task: peers.optax_muon(False, None),
+    "Muon (Optax), rms .2": lambda task: peers.optax_muon(False, 0.2),
+    "Muon (Optax), per frequency, rms .2": lambda task: peers.optax_muon(True, 0.2),
+    "SOAP, shared bases": lambda task: peers.soap(),
+    "SNSM": lambda task: peers.snsm(task.gap),
+    "Adafactor, momentum": lambda task: peers.adafactor(0.9),
+    "Adam-mini": lambda task: peers.adam_mini(),
+    "8-bit AdamW": lambda task: peers.adam_8bit(),
+    "GaLore 25%": lambda task: peers.galore(task.gap),
+}
+"""Each with the best of the task's rates."""
+
+ABLATION: dict[str, Build] = {
+    "subspace momentum, unbounded": unbounded,
+    "subspace momentum, size matched": without_rate(tg.subspace_momentum, match_size=True),
+    "not orthogonalised": parts(core(tg.scale_by_adam(), match_size=True), polar(0.4)),
+    "matrices with Adam": parts(core(polar(0.8, dtype=jnp.bfloat16))),
+    "float32 momentum": muon(mu_dtype=None),
+    "channels times .25": muon(projection=tg.Tucker((..., 0.25, 0.25), factors="real")),
+    "channels times .75": muon(projection=tg.Tucker((..., 0.75, 0.75), factors="real")),
+    "complex factors": muon(projection=tg.Tucker((..., 0.5, 0.5))),
+    "all modes, 25%": muon(projection=tg.Tucker(0.25)),
+        "polar factor of momentum in 5%": parts(whole_of_compressed(0.8), polar(0.4)),
+    "no Nesterov": parts(core(polar(0.8, nesterov=False)), polar(0.4, nesterov=False)),
+    "b .9": muon(b1=0.9),
+    "b .98": muon(b1=0.98),
+    "gap 10": muon(gap=10),
+    "gap 200": muon(gap=200),
+    "momentum kept": muon(on_refresh="keep"),
+    "momentum reset": muon(on_refresh="reset"),
+    "5% single entries beside, moments kept": with_polar_cores(),
+    "3 steps": muon(steps=3),
+}  # fmt: skip
+"""One change of `tensor_muon` each, likewise."""
