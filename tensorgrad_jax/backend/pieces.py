@@ -15,7 +15,7 @@ from tensorgrad_jax.backend.ordering import unknown_zero
 Step = Callable[..., Array]
 
 # A piece is that large in float32, or the 32nd part of an array for which that is more.
-PIECE_BYTES = 2**22
+PIECE_BYTES = 2**21
 _MOST_PIECES = 32
 
 
