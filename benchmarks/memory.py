@@ -3,8 +3,8 @@
     python benchmarks/memory.py
 
 FNO with 128 x 128 modes, 256 channels and 4 layers on 1024 x 1024 points, batch 1, with and without
-activation checkpointing; AdamW and TensorGRaD (5% + 20%) in float32 and with bfloat16 weights and
-activations; and the default run. Writes memory.json and memory.png beside itself.
+activation checkpointing; AdamW, tensor_muon and TensorGRaD (5% + 20%) in float32 and with bfloat16
+weights and activations; and the default run. Writes memory.json and memory.png beside itself.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ LARGE = [
 CHECKPOINT = ["--fno.activation_checkpoint", "True"]
 HALF = ["--fno.fno_block_precision", "mixed", "--fno.fno_block_weights_precision", "half"]
 ADAMW = ["--opt.tensorgrad", "False"]
+PAPER = ["--opt.tensorgrad", "True"]
 OPTIMIZERS = {
     "AdamW": ADAMW,
     "AdamW, half": [*ADAMW, *HALF],
-    "TensorGRaD 25%": [],
-    "TensorGRaD 25%, half": HALF,
+    "tensor_muon": [],
+    "tensor_muon, half": HALF,
+    "TensorGRaD 25%": PAPER,
+    "TensorGRaD 25%, half": [*PAPER, *HALF],
     "TensorGRaD 25%, half, bfloat16 first moments": [
-        *HALF, "--opt.enforce_full_complex_precision", "False",
+        *PAPER, *HALF, "--opt.enforce_full_complex_precision", "False",
     ],
 }  # fmt: skip
 SIZES = {

@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--torch PYTHON] [--rounds N]
 
-TensorGRaD and AdamW, float32 and bfloat16, beside neuraloperator's FNO with PyTorch's AdamW.
+tensor_muon, TensorGRaD and AdamW, float32 and bfloat16, beside neuraloperator's FNO with PyTorch's AdamW.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.step import Encoding, TrainState, make_train_step
 
 ADAMW = ["--opt.tensorgrad", "False"]
+PAPER = ["--opt.tensorgrad", "True"]
 MIXED = ["--fno.fno_block_precision", "mixed"]
 HALF = [*MIXED, "--fno.fno_block_weights_precision", "half"]
 PEER = "neuraloperator fno step"
 VARIANTS = {
     "AdamW": ADAMW,
-    "TensorGRaD 5% + 20%": [],
+    "tensor_muon": [],
+    "TensorGRaD 5% + 20%": PAPER,
     "AdamW, mixed": [*ADAMW, *MIXED],
     "AdamW, mixed, half weights": [*ADAMW, *HALF],
-    "TensorGRaD 5% + 20%, mixed, half weights": HALF,
+    "tensor_muon, mixed, half weights": HALF,
+    "TensorGRaD 5% + 20%, mixed, half weights": [*PAPER, *HALF],
 }
 
 

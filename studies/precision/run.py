@@ -44,7 +44,7 @@ SEEDS = (0, 1, 2)
 def tasks(darcy: str) -> dict[str, list[str]]:
     """Return the flags of every task."""
     darcy_flags = ["--config_file", "darcy_tensorgrad_config.yaml", "--data.root", darcy]
-    return {"navier-stokes": [], "darcy": darcy_flags}
+    return {"navier-stokes": ["--opt.tensorgrad", "True"], "darcy": darcy_flags}
 
 
 def report(rows: list[dict], folder: Path) -> None:
