@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--torch PYTHON] [--rounds N]
 
-tensor_muon, TensorGRaD and AdamW, float32 and bfloat16, beside neuraloperator's FNO with PyTorch's AdamW.
+tensor_muon, TensorGRaD and AdamW, float32 and bfloat16; neuraloperator's FNO, PyTorch's AdamW.
 """
 
 from __future__ import annotations
