@@ -124,7 +124,8 @@ def test_training_lowers_the_loss(finished):
 def test_half_precision(data, tmp_path):
     half = {"fno__fno_block_precision": "mixed", "fno__fno_block_weights_precision": "half"}
     options = half | {
-        "opt__n_epochs": 1, "opt__enforce_full_complex_precision": False, "opt__profiling": True,
+        "opt__n_epochs": 1, "opt__tensorgrad": True, "opt__profiling": True,
+        "opt__enforce_full_complex_precision": False,
     }  # fmt: skip
     assert train.main(arguments(data, tmp_path, name="half", **options)) == 0
     state = final_state(tmp_path / "half")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
+import jax
 import optax
 from jaxtyping import Array
 
@@ -90,7 +91,7 @@ def with_axes_last(
             return (*(a for a in range(leaf.ndim) if a not in last), *last)
 
         def moved(leaves):
-            return {n: x.transpose(order(n, x)) for n, x in leaves.items()}
+            return {n: _transposed(x, order(n, x)) for n, x in leaves.items()}
 
         def of_moved(leaves):
             made = {}
@@ -115,3 +116,9 @@ def with_axes_last(
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
     return make
+
+
+def _transposed(leaf: Any, order: tuple[int, ...]) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(tuple(leaf.shape[a] for a in order), leaf.dtype)
+    return leaf.transpose(order)
