@@ -375,6 +375,10 @@ def tensor_muon(
             per_layer=per_layer,
         )
 
+    of_tensors({})  # wrong arguments are told here, not at init
+    of_matrices = optax.chain(averaged, orthogonalize(None, matrix_scale, steps))
+    of_others = scale_by_adam(adam_b1, adam_b2, eps)
+
     def kind(leaf, spec):
         large = len(leaf.shape) == 2 and min(leaf.shape) >= _SMALLEST_MATRIX
         return "tensor" if spec is not None else "matrix" if large else "other"
@@ -382,8 +386,8 @@ def tensor_muon(
     scaled = by_kind(
         {
             "tensor": with_axes_last(of_tensors, lambda *leaf: matrix_axes(*leaf)[1:]),
-            "matrix": lambda _: optax.chain(averaged, orthogonalize(None, matrix_scale, steps)),
-            "other": lambda _: scale_by_adam(adam_b1, adam_b2, eps),
+            "matrix": lambda _: of_matrices,
+            "other": lambda _: of_others,
         },
         kind,
         specs,

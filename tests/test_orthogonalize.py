@@ -211,6 +211,9 @@ def test_bad_specs_and_ranks(unchecked):
         tg.orthogonalize(tg.TensorSpec(matrix_axes=(0, 5))).update(jnp.ones((2, 2)), STATELESS)
     with pytest.raises(ValueError, match=r"b1 must be in \[0, 1\), got 1.0"):
         tg.tensor_muon(1e-3, b1=1.0)
+    for wrong in ({"scale": 0.0}, {"matrix_scale": 0.0}, {"steps": 0}, {"on_refresh": "x"}):
+        with pytest.raises(ValueError, match="must be"):
+            tg.tensor_muon(1e-3, **wrong)
     with pytest.raises(ValueError, match="complement must be one of"):
         tg.in_subspace(optax.identity(), tg.Tucker(), complement="half")
     with pytest.raises(ValueError, match="rank must be"):

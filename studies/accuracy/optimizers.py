@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import GaLoreDimensionNumbers, scale_by_galore
+from baselines import adafactor, galore
 from tensorgrad_jax.models import tensor_specs
 
 import tensorgrad_jax as tg
@@ -60,39 +60,6 @@ def paper(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     schedule = build_schedule(config.opt, steps_per_epoch)
     return tg.reference_adamw(
         schedule, PAPER, GAP, config.opt.weight_decay, tensor_specs, lambda_sparse=1.0
-    )
-
-
-def galore() -> optax.GradientTransformation:
-    """Return optax.contrib's on matrix views (in, everything else) of a quarter of the rank."""
-
-    def numbers(params):
-        def of(leaf):
-            others = (*range(leaf.ndim - 2), leaf.ndim - 1)
-            return GaLoreDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=others)
-
-        return jax.tree.map(of, params)
-
-    def with_rank(params):
-        rank = min(x.shape[-2] for x in _spectral_leaves(params)) // 4
-        compressed = scale_by_galore(
-            rank, GAP, 1.0, optax.scale_by_adam(), weight_dimension_numbers=numbers
-        )
-        # Apart from the others: it would keep empty arrays for them, which are not saved.
-        return optax.partition(
-            {True: compressed, False: optax.scale_by_adam()},
-            lambda p: _map_specs(lambda spec, _: spec is not None, p),
-        )
-
-    return _lazily(with_rank)
-
-
-def adafactor(momentum: float | None = None) -> optax.GradientTransformation:
-    """Return optax.adafactor's update; channels are far narrower than its default of 128."""
-    return optax.chain(
-        optax.scale_by_factored_rms(min_dim_size_to_factor=2),
-        optax.clip_by_block_rms(1.0),
-        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
     )
 
 
@@ -198,19 +165,6 @@ def _map_specs(function, params):
     return treedef.unflatten([function(spec, leaf) for spec, leaf in pairs])
 
 
-def _spectral_leaves(params):
-    specs = jax.tree.structure(params).flatten_up_to(tensor_specs(params))
-    return [x for x, s in zip(jax.tree.leaves(params), specs, strict=True) if s is not None]
-
-
-def _lazily(make):
-    """Return the transformation that `make` makes of the parameters."""
-    return optax.GradientTransformation(
-        lambda params: make(params).init(params),
-        lambda updates, state, params=None: make(updates).update(updates, state, params),
-    )
-
-
 COMPARED: dict[str, Build] = {
     "AdamW": scaled(tg.scale_by_adam),
     "subspace momentum 5%": ours(),
@@ -222,7 +176,7 @@ COMPARED: dict[str, Build] = {
     "Adafactor": scaled(adafactor),
     "AdamW, b1 0.5": scaled(lambda: tg.scale_by_adam(b1=0.5)),
     "Adafactor, momentum": scaled(lambda: adafactor(0.9)),
-    "GaLore 25%": scaled(galore),
+    "GaLore 25%": scaled(lambda: galore(GAP)),
     "sparse 25%": compressed(tg.UnstructuredSparse(0.25)),
 }
 """What is compared at its own best learning rate, in the order in which it is run."""

@@ -11,16 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import GaLoreDimensionNumbers, MuonDimensionNumbers, muon, scale_by_galore
+from baselines import spectral
+from optax.contrib import MuonDimensionNumbers, muon
 from tensorgrad_jax.models import tensor_specs
 
 import tensorgrad_jax as tg
-
-
-def _spectral(params) -> Any:
-    """Return a tree like the parameters: whether a leaf is a spectral weight."""
-    treedef = jax.tree.structure(params)
-    return treedef.unflatten([s is not None for s in treedef.flatten_up_to(tensor_specs(params))])
 
 
 def optax_muon(per_frequency: bool, rms: float | None) -> optax.GradientTransformation:
@@ -38,43 +33,10 @@ def optax_muon(per_frequency: bool, rms: float | None) -> optax.GradientTransfor
                 return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
             return None
 
-        return jax.tree.map(of, params, _spectral(params))
+        return jax.tree.map(of, params, spectral(params))
 
     return optax.chain(
         muon(1.0, muon_weight_dimension_numbers=numbers, consistent_rms=rms), optax.scale(-1.0)
-    )
-
-
-def adafactor(momentum: float | None = None) -> optax.GradientTransformation:
-    """Return optax.adafactor's update; channels are far narrower than its default of 128."""
-    return optax.chain(
-        optax.scale_by_factored_rms(min_dim_size_to_factor=2),
-        optax.clip_by_block_rms(1.0),
-        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
-    )
-
-
-def galore(gap: int) -> optax.GradientTransformation:
-    """Return optax.contrib's on matrix views (in, everything else) of a quarter of the rank."""
-
-    def numbers(params):
-        def of(leaf):
-            others = (*range(leaf.ndim - 2), leaf.ndim - 1)
-            return GaLoreDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=others)
-
-        return jax.tree.map(of, params)
-
-    def with_rank(params):
-        leaves = zip(jax.tree.leaves(params), jax.tree.leaves(_spectral(params)), strict=True)
-        rank = min(x.shape[-2] for x, spectral in leaves if spectral) // 4
-        compressed = scale_by_galore(
-            rank, gap, 1.0, optax.scale_by_adam(), weight_dimension_numbers=numbers
-        )
-        return optax.partition({True: compressed, False: optax.scale_by_adam()}, _spectral)
-
-    return optax.GradientTransformation(
-        lambda params: with_rank(params).init(params),
-        lambda updates, state, params=None: with_rank(updates).update(updates, state, params),
     )
 
 

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from tasks import Task, l2, normalizer
+from tasks import Task, l2
+
+from tensorgrad_jax.data import UnitGaussianNormalizer
 
 WEIGHT_DECAY = 1e-4
 _COUNTERS = ("count", "next_refresh")
@@ -50,7 +52,9 @@ def train(
     seed_of = np.array([seed for seed, _ in pairs], np.uint32)
     rate_of = jnp.array([rate for _, rate in pairs], jnp.float32)
     x, y = jnp.asarray(data["train"]["x"]), jnp.asarray(data["train"]["y"])
-    of_x, of_y = normalizer(data["train"]["x"]), normalizer(data["train"]["y"])
+    of_x, of_y = (
+        UnitGaussianNormalizer.fit([{f: sample} for sample in data["train"][f]], f) for f in "xy"
+    )
     steps = len(x) // task.batch_size
     total = steps * task.n_epochs
     graphdef = nnx.split(nnx.eval_shape(lambda: task.model(nnx.Rngs(0))), nnx.Param)[0]

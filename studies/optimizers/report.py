@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,10 +18,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from settings import ABLATION, COMPARED
-from tasks import TASKS
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from settings import ABLATION, COMPARED  # noqa: E402
+from tasks import TASKS  # noqa: E402
+
 BASE, OURS = "AdamW", "tensor_muon"
 Row = dict[str, Any]
 CURVES = (BASE, OURS, "tensor_muon, whole", "subspace momentum", "TensorGRaD", "SOAP, shared bases")

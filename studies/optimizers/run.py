@@ -25,7 +25,7 @@ from pathlib import Path
 import jax
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from replicas import train  # noqa: E402
 from settings import ABLATION, COMPARED  # noqa: E402

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import baselines
 import jax
 import jax.numpy as jnp
 import optax
@@ -130,10 +131,10 @@ COMPARED: dict[str, Build] = {
     "Muon (Optax), per frequency, rms .2": lambda task: peers.optax_muon(True, 0.2),
     "SOAP, shared bases": lambda task: peers.soap(),
     "SNSM": lambda task: peers.snsm(task.gap),
-    "Adafactor, momentum": lambda task: peers.adafactor(0.9),
+    "Adafactor, momentum": lambda task: baselines.adafactor(0.9),
     "Adam-mini": lambda task: peers.adam_mini(),
     "8-bit AdamW": lambda task: peers.adam_8bit(),
-    "GaLore 25%": lambda task: peers.galore(task.gap),
+    "GaLore 25%": lambda task: baselines.galore(task.gap),
 }
 """Each with the best of the task's rates."""
 

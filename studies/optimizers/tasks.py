@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from tensorgrad_jax.models import FNO
 
-from tensorgrad_jax.data import UnitGaussianNormalizer, open_dataset
+from tensorgrad_jax.data import open_dataset
 from tensorgrad_jax.training.losses import h1_loss, lp_loss
 
 
@@ -129,11 +129,3 @@ TASKS: dict[str, Task] = {
     "burgers, batch 64": dataclasses.replace(_BURGERS, batch_size=64, n_epochs=48),
     "burgers, batch 8": dataclasses.replace(_BURGERS, batch_size=8, n_epochs=6),
 }
-
-
-def normalizer(fields: np.ndarray) -> UnitGaussianNormalizer:
-    """Return the normalizer of a set of fields, one mean and deviation per channel."""
-    axes = tuple(range(fields.ndim - 1))
-    mean = fields.mean(axes, keepdims=True, dtype=np.float64)[0]
-    std = fields.std(axes, keepdims=True, dtype=np.float64, ddof=1)[0]
-    return UnitGaussianNormalizer(mean.astype(np.float32), std.astype(np.float32))

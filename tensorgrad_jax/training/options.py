@@ -261,9 +261,10 @@ class OptConfig(Options):
 
     def optimizer(self) -> str:
         """The optimizer's type, also where it is null: what names a projection means TensorGRaD."""
+        if self.tensorgrad is False:
+            return "adamw"
         named = self.tensorgrad or self.proj_type or self.second_proj_type
-        plain = "adamw" if self.tensorgrad is False else "tensorgrad" if named else "tensor_muon"
-        return plain if self.tensorgrad is False else self.optimizer_type or plain
+        return self.optimizer_type or ("tensorgrad" if named else "tensor_muon")
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of the projections, none, one or two: the rules of `build_projection`."""
