@@ -57,6 +57,7 @@ def in_pieces(
             # They wait for another argument, which is a different one in the backward pass.
             firsts = [jnp.ravel(x)[0] for x in (*arrays[1:], arrays[0])]
             bits = [x + unknown_zero(y, x.dtype) for x, y in zip(bits, firsts, strict=True)]
+        # The result waits for `bits`: a gradient's would else be there from the forward pass on.
 
         def part(start, length):
             pieces = (
@@ -67,14 +68,14 @@ def in_pieces(
 
         if out_axis is None:
             add = lambda start, length, total: combine(total, part(start, length))
-            return over_pieces(add, n, width, blank(struct.shape, struct.dtype, arrays[0]))
+            return over_pieces(add, n, width, blank(struct.shape, struct.dtype, bits[0]))
 
         def put(start, length, out, axis=out_axis):
             new = to_bits(part(start, length))
             return jax.lax.dynamic_update_slice_in_dim(out, new, start, axis)
 
         dtype = jnp.uint16 if struct.dtype == jnp.bfloat16 else struct.dtype
-        out = over_pieces(put, n, width, blank(struct.shape, dtype, arrays[0]))
+        out = over_pieces(put, n, width, blank(struct.shape, dtype, bits[0]))
         return from_bits(out, struct.dtype)
 
     return jax.lax.platform_dependent(*arrays, cpu=by_pieces, default=function)
