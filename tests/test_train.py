@@ -231,7 +231,9 @@ def test_a_diverging_run_says_so(data, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: training diverged in epoch 1")
     assert "opt.learning_rate" in error
-    assert not any((tmp_path / "wild" / "checkpoints").glob("[0-9]*"))
+    last = tmp_path / "wild" / "checkpoints" / "0"
+    assert f"the last checkpoint is {last}" in error
+    assert all(np.isfinite(x).all() for x in final_state(tmp_path / "wild").values())
 
 
 @pytest.mark.parametrize(

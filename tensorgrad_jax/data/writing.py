@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import h5py
 import numpy as np
 
 from tensorgrad_jax.data.hdf5 import field_of, open_file, sample_count
+from tensorgrad_jax.data.locks import locked
 from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32
 
 
@@ -52,7 +52,9 @@ def write_resumably(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
-    with _only_writer(path.parent):
+    say = f"waiting for another process that writes into {path.parent}"
+    # Without the lock, two runs that start together would take each other's file for damaged.
+    with locked(path.parent, wait=lambda: print(say, file=sys.stderr)):
         if path.exists():
             _check_complete(path, n_samples, options)
             return False
@@ -75,29 +77,6 @@ def was_generated(path: Path) -> bool:
     """Return whether a file was written by `write_resumably`, and so says what it was made with."""
     with open_file(path) as file:
         return "done" in file.attrs
-
-
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases should the process be killed.
-
-    Without it, two runs that start together would take each other's unfinished file for damaged.
-    """
-    if os.name != "posix":  # Windows has no locks on folders
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that writes into {folder}", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _fill(path, file, n_samples, sample_shape, options, make, chunk, progress) -> None:

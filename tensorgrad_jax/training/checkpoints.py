@@ -1,19 +1,25 @@
-"""What outlives a process: checkpoints, metrics, and the signals that ask it to end.
+"""Checkpoints of a run: what changes from step to step, where it stands, and what it is a run of.
 
-A checkpoint holds what changes from step to step, and where in the data the run stands.
+Orbax writes them. What it does not do is added here: a checkpoint knows the hash of every array in
+it and of its record, so that damage is noticed, and an older one is used where the newest is
+damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
-import signal
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from tensorgrad_jax.training.step import TrainState
@@ -23,6 +29,10 @@ _KEPT = 2
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or of another run."""
+
+
+class StorageError(OSError):
+    """A checkpoint could not be written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,123 +58,193 @@ class Position:
         return {"seconds": round(self.seconds, 3), "data_seconds": round(self.data_seconds, 3)}
 
 
+class Record(NamedTuple):
+    """What a checkpoint holds beside the arrays.
+
+    Attributes:
+        position: where the run stood.
+        rows: the metrics of its epochs.
+        run: what it is a run of, as given to `Checkpoints`.
+        hashes: of every array, by its path in the state.
+    """
+
+    position: Position
+    rows: list[dict[str, Any]]
+    run: dict[str, Any]
+    hashes: dict[str, str]
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a run.
 
     A checkpoint is written under a temporary name and renamed when it is complete, so that a
     process killed in between leaves the one before in place. The last two are kept.
+
+    Attributes:
+        folder: the folder.
+        run: what the checkpoints are of; whatever JSON can hold.
     """
 
-    def __init__(self, folder: Path):
-        # Orbax tells every step it takes.
-        logging.getLogger("absl").setLevel(logging.WARNING)
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=_KEPT, create=True, enable_async_checkpointing=False
-            ),
-        )
-        self.folder = folder
+    def __init__(self, folder: Path, run: Mapping[str, Any] | None = None):
+        """Open the folder, which is made where it is missing."""
+        # Orbax tells every step it takes, and with a traceback what it could not read.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.folder, self.run = folder, dict(run or {})
+        self._damaged: set[int] = set()
+        self._open()
 
-    def save(self, state: TrainState, position: Position) -> None:
-        """Write a checkpoint, unless there is one of this very step."""
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=_KEPT, create=True, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+
+    def save(
+        self, state: TrainState, position: Position, rows: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Write a checkpoint, unless there is an intact one of this very step.
+
+        Args:
+            state: the arrays.
+            position: where the run stands.
+            rows: the metrics of its epochs, which are kept with it.
+
+        Raises:
+            StorageError: if it could not be written; those before it are untouched.
+        """
+        self._set_damaged_aside()
         if self._manager.latest_step() == position.step:
             return
-        self._manager.save(
-            position.step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                position=ocp.args.JsonSave(dataclasses.asdict(position)),
-            ),
-        )
-        self._manager.wait_until_finished()
+        record = {
+            "position": dataclasses.asdict(position),
+            "rows": list(rows),
+            "run": self.run,
+            "hashes": _hashes(state),
+        }
+        record["hash"] = _hash_of_text(record)
+        try:
+            self._manager.save(
+                position.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                ),
+            )
+            self._manager.wait_until_finished()
+        except Exception as error:
+            for unfinished in self.folder.glob(f"{position.step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            path = self.folder / str(position.step)
+            raise StorageError(f"{path}: cannot be written: {_first_line(error)}") from error
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Position]:
-        """Return the newest checkpoint.
+    def record(self) -> Record:
+        """Return the record of the newest checkpoint whose record is intact.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        for step in self._steps():
+            with contextlib.suppress(CheckpointError):
+                return self._record(step)
+        self._record(self._steps()[0])  # why not the newest
+        raise AssertionError
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Record]:
+        """Return the newest checkpoint that is intact; one line on stderr if it is an older one.
 
         Args:
             like: a state with the shapes and dtypes to expect; its values are not used.
 
         Raises:
-            CheckpointError: if there is none, or it does not fit `like`.
+            CheckpointError: if there is none that fits `like`; the message tells why not the
+                newest.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"no complete checkpoint in {self.folder}")
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} is damaged or belongs to another "
-                f"configuration: {first_line}"
-            ) from error
-        return restored["state"], Position(**restored["position"])
+        first: CheckpointError | None = None
+        for step in self._steps():
+            try:
+                restored = self._restore(step, like)
+            except CheckpointError as error:
+                first = first or error
+                self._damaged.add(step)
+                continue
+            if first is not None:
+                print(f"{first}; going on from {self.folder / str(step)}", file=sys.stderr)
+            return restored
+        assert first is not None
+        self._damaged = set()  # all of them: rather another configuration
+        raise first
+
+    def newest(self) -> Path | None:
+        """Return the path of the newest checkpoint that is not known to be damaged."""
+        steps = [step for step in self._manager.all_steps() if step not in self._damaged]
+        return self.folder / str(max(steps)) if steps else None
 
     def close(self) -> None:
         """Release the manager's threads."""
         self._manager.close()
 
+    def _steps(self) -> list[int]:
+        """Return the steps of all checkpoints, the newest first."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
+            raise CheckpointError(f"no complete checkpoint in {self.folder}")
+        return steps
 
-def append_metrics(folder: Path, row: dict[str, Any]) -> None:
-    """Append one epoch to metrics.jsonl."""
-    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    def _read(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # of Orbax, of TensorStore, of JSON: whatever was damaged
+            raise self._error(step, _first_line(error)) from error
+
+    def _error(self, step: int, reason: str) -> CheckpointError:
+        path = self.folder / str(step)
+        return CheckpointError(f"checkpoint {path} is damaged or of another kind: {reason}")
+
+    def _record(self, step: int) -> Record:
+        read = self._read(step, record=ocp.args.JsonRestore())["record"]
+        if not isinstance(read, dict) or read.pop("hash", None) != _hash_of_text(read):
+            raise self._error(step, "its record is not what was written")
+        return Record(**read | {"position": Position(**read["position"])})
+
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Record]:
+        record = self._record(step)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        state = self._read(step, state=ocp.args.StandardRestore(target))["state"]
+        for path, found in _hashes(state).items():
+            if record.hashes.get(path) != found:
+                raise self._error(step, f"{path} is not what was written")
+        return state, record
+
+    def _set_damaged_aside(self) -> None:
+        """Move what could not be read to a folder beside: of its steps there will be new ones."""
+        if not self._damaged:
+            return
+        self._manager.close()
+        aside = self.folder.with_name("damaged_checkpoints")
+        aside.mkdir(exist_ok=True)
+        for step in self._damaged:
+            target, n = aside / str(step), 1
+            while target.exists():
+                n += 1
+                target = aside / f"{step}_{n}"
+            (self.folder / str(step)).rename(target)
+        self._damaged = set()
+        self._open()
 
 
-def read_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
-    """Return the first `epochs` epochs of metrics.jsonl and cut the file after them.
-
-    A process that was killed may have written an epoch whose checkpoint it never reached, or
-    half a line.
-    """
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines[:epochs]]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return rows
+def _hashes(state: Any) -> dict[str, str]:
+    """Return the SHA-256 of every array's bytes, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    contents = ((path, np.ascontiguousarray(np.asarray(leaf))) for path, leaf in leaves)
+    return {
+        jax.tree_util.keystr(path): hashlib.sha256(x.reshape(-1).view(np.uint8)).hexdigest()
+        for path, x in contents
+    }
 
 
-class InterruptedRunError(Exception):
-    """The process was asked to end, and everything is saved."""
+def _hash_of_text(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Interrupts:
-    """Within this context SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed.
-
-    Attributes:
-        received: whether one has come.
-    """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self):
-        self.received = False
-        self._before = {}
-
-    def __enter__(self) -> Interrupts:
-        """Take over the signals."""
-        for number in self._SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, frame):
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = True
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

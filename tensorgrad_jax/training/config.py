@@ -7,6 +7,7 @@ mistake is a `ConfigError` of one line; only --help prints and ends the process.
 import contextlib
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,12 +21,13 @@ _SECTIONS = ("data", "fno", "opt")
 _HELP = "usage: train.py [--config_file FILE] [--SECTION.OPTION VALUE ...]\n\nThe options:"
 
 
-def parse(argv: list[str]) -> Config:
+def parse(argv: list[str], base: Mapping[str, Any] | None = None) -> Config:
     """The configuration given by command-line arguments.
 
     Args:
         argv: `--config_file FILE` (as given or in config/, also without its ending .yaml) and
             flags `--section.option VALUE` or `--section.option=VALUE`; the last of two counts.
+        base: what stands where there is no `--config_file`, as a file's content; None: nothing.
 
     Raises:
         ConfigError: an option is unknown, wrong, contradicts others or, as a flag, has no effect.
@@ -35,7 +37,11 @@ def parse(argv: list[str]) -> Config:
         print(_HELP, describe("\n--{} {}\n    {}; expects {}"), sep="\n")
         raise SystemExit(0)
     flags = _read_flags(argv)
-    given = _read_file(flags.pop("config_file")) if "config_file" in flags else {}
+    if "config_file" in flags:
+        path = _find(flags.pop("config_file"))
+        given = _by_full_name(_load(path), str(path))
+    else:
+        given = _by_full_name(base or {}, "the run's checkpoint")
     tree: dict[str, Any] = {section: {} for section in ("", *_SECTIONS)}
     for name, (value, source) in (given | {name: (flags[name], "") for name in flags}).items():
         section, _, option = name.rpartition(".")
@@ -48,6 +54,18 @@ def parse(argv: list[str]) -> Config:
         if name in unused and text != "null":
             raise ConfigError(f"--{name} {text}: has no effect: {unused[name]}")
     return config
+
+
+def folder_to_resume(argv: list[str]) -> str | None:
+    """The folder that `--opt.resume_from_dir` names, None without one or for --help.
+
+    Raises:
+        ConfigError: an option is unknown, or its value is missing or not allowed.
+    """
+    if "--help" in argv or "-h" in argv:
+        return None
+    name = "opt.resume_from_dir"
+    return _converted(name, _read_flags(argv).get(name, "null"), "")
 
 
 def to_yaml(config: Config) -> str:
@@ -87,18 +105,18 @@ def _read_flags(argv: list[str]) -> dict[str, str]:
     return flags
 
 
-def _read_file(name: str) -> dict[str, tuple[Any, str]]:
-    """The options in a file by full name, each with the file's path."""
-    given, path = {}, _find(name)
-    for key, content in _load(path).items():
+def _by_full_name(tree: Mapping[str, Any], source: str) -> dict[str, tuple[Any, str]]:
+    """The options of sections by full name, each with where it is from."""
+    given = {}
+    for key, content in tree.items():
         if key in _SECTIONS and not isinstance(content, dict | None):
-            raise ConfigError(f"{key}: got {content!r} in {path}, expected a mapping of options")
+            raise ConfigError(f"{key}: got {content!r} in {source}, expected a mapping of options")
         prefix = f"{key}." if key in _SECTIONS else ""
         for option, value in (content or {}).items() if prefix else [(key, content)]:
             if f"{prefix}{option}" not in OPTIONS or (not prefix and "." in option):
                 known = list(OPTIONS) if prefix else [*Config.model_fields, *OPTIONS]
-                _unknown(f"{prefix}{option}", f" in {path}", known)
-            given[f"{prefix}{option}"] = value, str(path)
+                _unknown(f"{prefix}{option}", f" in {source}", known)
+            given[f"{prefix}{option}"] = value, source
     return given
 
 

@@ -20,9 +20,10 @@ NonNegative = Annotated[float, Field(ge=0), "a number >= 0"]
 Fraction = Annotated[float, Field(gt=0, le=1), "a number in (0, 1]"]
 Share = Annotated[float, Field(ge=0, le=1), "a number in [0, 1]"]
 Decay = Annotated[float, Field(ge=0, lt=1), "a number in [0, 1)"]
-Text = Annotated[str, Field(pattern=r"\S"), "a text that is not empty"]
-_WORD = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-Name = Annotated[str, _WORD, "a file name of letters, digits and ._-"]
+# A file may be called anything but with a NUL character.
+Text = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$"), "a text that is not empty"]
+_WORD = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
+Name = Annotated[str, _WORD, "a file name of at most 100 letters, digits and ._-"]
 _LIST = Field(min_length=1, strict=False)  # a list becomes a tuple
 _COUNTS = "a list such as [64,64], each item an integer >= 1"
 _SHARES = "a list such as [0.25,0.25], each item a number in [0, 1]"
@@ -251,6 +252,7 @@ class OptConfig(Options):
     save_every: Count = option(1, "epochs between checkpoints")
     save_dir: Text = option("runs", "folder that holds the folders of the runs")
     resume_from_dir: Text | None = option(None, "folder of the run to continue")
+    allow_changes: bool = option(False, "continue though options or data are not the run's")
     profiling: bool = option(False, "write memory.json, memory.png: the bytes of a step, AdamW's")
     max_batches: Count | None = option(None, "batches per epoch at most")
 
@@ -345,6 +347,8 @@ class Config(Options):
             value = opt.optimizer() if is_type else str(attrgetter(name)(self))
             if value not in values.split():
                 unused = dict.fromkeys(others.split(), why.format(name, value)) | unused
+        if opt.resume_from_dir is None:
+            unused["opt.allow_changes"] = "opt.resume_from_dir is null"
         # What cannot be made is not made in any case.
         off = {"data.generate"} if not self.data.generate else set()
         about = [*about, "channel_share", "momentum"]
