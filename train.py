@@ -37,14 +37,18 @@ def main(argv: list[str], stop: Any = None) -> int:
     except ConfigError as error:
         return _fail(error, 2)
 
+    status = 2
+
     def begun(folder: Path) -> None:
+        nonlocal status
+        status = 1  # what is wrong with the data from now on was done to them during the run
         if stop is not None:
             stop.advice = f"continue with --opt.resume_from_dir {folder}"
 
     try:
         run(config or config_to_resume(argv, Path(str(resumed))), begun=begun)
     except (ConfigError, DataError) as error:
-        return _fail(error, 2)
+        return _fail(error, status)
     except DivergedError as error:
         return _fail(error, 3)
     except InterruptedRunError as error:
@@ -72,5 +76,5 @@ if __name__ == "__main__":
     from tensorgrad_jax.training.stops import Stop, keep_streams
 
     keep_streams()
-    nothing = "nothing was trained yet, the same command begins again"
-    sys.exit(main(sys.argv[1:], Stop(nothing)))
+    stop = Stop("nothing was trained yet, the same command begins again")
+    stop.end(main(sys.argv[1:], stop))

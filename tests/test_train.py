@@ -47,10 +47,11 @@ def arguments(data, runs, **options):
 
 def final_state(folder):
     """Every array of the newest checkpoint, by its path."""
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        restored = manager.restore(
-            manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore())
-        )["state"]
+    steps = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal()]
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(
+            (folder / "checkpoints" / str(max(steps)) / "state").absolute()
+        )
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(restored)

@@ -97,7 +97,10 @@ def test_a_field_of_another_shape_than_its_name_says(tmp_path, capsys, n_modes):
     [
         ({"data__dimension": 1}, "fno.n_modes: got [4,4], expected 1 entry: data.dimension is 1"),
         ({"data__dimension": 2}, "samples of shape (8,), expected (8, 8) or (C, 8, 8)"),
-        ({"data__dimension": 0}, "data.dimension: got '0', expected an integer >= 1 or null"),
+        (
+            {"data__dimension": 0},
+            "data.dimension: got '0', expected an integer in [1",
+        ),
         (
             {"data__dimension": 3, "data__problem": "darcy"},
             "data.dimension: got 3, expected 2: data.problem darcy is 2-dimensional",
@@ -150,7 +153,7 @@ def test_numbers_that_are_infinite_in_float32(
     [
         ({"fno__channel_mlp_expansion": 0.1}, "fno.channel_mlp_expansion: got 0.1, expected"),
         ({"fno__lifting_channel_ratio": 0.2}, "fno.lifting_channel_ratio: got 0.2, expected"),
-        ({"fno__projection_channel_ratio": 1e308}, "fno.projection_channel_ratio: got 1e+308"),
+        ({"fno__projection_channel_ratio": 1e37}, "fno.projection_channel_ratio: got 1e+37"),
     ],
 )
 def test_options_of_which_nothing_can_be_built(tmp_path, capsys, options, expected):

@@ -87,7 +87,7 @@ def _fill(path, file, n_samples, sample_shape, options, make, chunk, progress) -
             )
         file.attrs.update(options)
         file.attrs["done"] = 0
-    done = int(file.attrs["done"])
+    done = _done(path, file, n_samples)
     progress(done)
     while done < n_samples:
         numbers = range(done, min(done + chunk, n_samples))
@@ -101,6 +101,20 @@ def _fill(path, file, n_samples, sample_shape, options, make, chunk, progress) -
         file.attrs["done"] = done
         file.flush()
         progress(done)
+
+
+def _done(path: Path, file: h5py.File, n_samples: int | None) -> int:
+    """Return the number of samples that are in the file."""
+    done = np.asarray(file.attrs["done"])
+    counts = done.shape == () and done.dtype.kind in "iu"
+    if counts and done == 0:
+        return 0
+    most = sample_count(path, file) if n_samples is None else n_samples
+    if not counts or not 0 < done <= most:
+        raise DataError(
+            f"{path}: damaged, it claims to hold {done} of {most} samples; remove the file"
+        )
+    return int(done)
 
 
 def _check_complete(path: Path, n_samples: int, options: Mapping[str, Any]) -> None:
@@ -120,7 +134,7 @@ def _discard_if_worthless(partial: Path, n_samples: int, options: Mapping[str, A
         return
     try:
         with h5py.File(partial, "r") as file:
-            if file.attrs.get("done", 0):
+            if "done" in file.attrs and _done(partial, file, None):
                 _check_options(partial, file, options)
                 planned = sample_count(partial, file)
                 if planned != n_samples:
@@ -136,9 +150,9 @@ def _discard_if_worthless(partial: Path, n_samples: int, options: Mapping[str, A
 
 def _discard_if_empty(partial: Path) -> None:
     """Remove an unfinished file that holds no sample: what failed left nothing behind."""
-    with contextlib.suppress(OSError):  # not there, or not readable
+    with contextlib.suppress(OSError, DataError):  # not there, or not readable
         with h5py.File(partial, "r") as file:
-            empty = not file.attrs.get("done", 0)
+            empty = "done" not in file.attrs or _done(partial, file, None) == 0
         if empty:
             partial.unlink()
 

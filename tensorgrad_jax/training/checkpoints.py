@@ -1,8 +1,7 @@
 """Checkpoints of a run: what changes from step to step, where it stands, and what it is a run of.
 
-Orbax writes them. What it does not do is added here: a checkpoint knows the hash of every array in
-it and of its record, so that damage is noticed, and an older one is used where the newest is
-damaged.
+Orbax writes the arrays. What it does not do is added here: a checkpoint knows the hash of every
+file in it, so that damage is noticed, and an older one is used where the newest is damaged.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from tensorgrad_jax.training.records import write_text
 from tensorgrad_jax.training.step import TrainState
 
 _KEPT = 2
@@ -65,20 +64,22 @@ class Record(NamedTuple):
         position: where the run stood.
         rows: the metrics of its epochs.
         run: what it is a run of, as given to `Checkpoints`.
-        hashes: of every array, by its path in the state.
+        files: the SHA-256 of every file of the arrays, by its path.
     """
 
     position: Position
     rows: list[dict[str, Any]]
     run: dict[str, Any]
-    hashes: dict[str, str]
+    files: dict[str, str]
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run.
+    """The folder `checkpoints/` of a run; a checkpoint is a folder in it, called after its step.
 
-    A checkpoint is written under a temporary name and renamed when it is complete, so that a
-    process killed in between leaves the one before in place. The last two are kept.
+    It holds `state/`, the arrays as Orbax's `StandardCheckpointer` writes them, and record.json, a
+    `Record` with a hash of its own. It is written under a temporary name and renamed when it is
+    complete, so that a process killed in between leaves the one before in place. The last two are
+    kept.
 
     Attributes:
         folder: the folder.
@@ -86,18 +87,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any] | None = None):
-        """Open the folder, which is made where it is missing."""
+        """Open the folder, which is made with the first checkpoint."""
         # Orbax tells every step it takes, and with a traceback what it could not read.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder, self.run = folder, dict(run or {})
+        self._arrays = ocp.StandardCheckpointer()
         self._damaged: set[int] = set()
-        self._open()
-
-    def _open(self) -> None:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=_KEPT, create=True, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
     def save(
         self, state: TrainState, position: Position, rows: Sequence[Mapping[str, Any]] = ()
@@ -112,29 +107,29 @@ class Checkpoints:
         Raises:
             StorageError: if it could not be written; those before it are untouched.
         """
-        self._set_damaged_aside()
-        if self._manager.latest_step() == position.step:
-            return
-        record = {
-            "position": dataclasses.asdict(position),
-            "rows": list(rows),
-            "run": self.run,
-            "hashes": _hashes(state),
-        }
-        record["hash"] = _hash_of_text(record)
+        path = self.folder / str(position.step)
+        temporary = path.with_name(f".{path.name}.new").absolute()
         try:
-            self._manager.save(
-                position.step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-                ),
-            )
-            self._manager.wait_until_finished()
+            self._set_damaged_aside()
+            if path.exists():
+                return
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            self._arrays.save(temporary / "state", state)
+            self._arrays.wait_until_finished()
+            record = {
+                "position": dataclasses.asdict(position),
+                "rows": list(rows),
+                "run": self.run,
+                "files": _hashes(temporary),
+            }
+            record["hash"] = _hash_of_text(record)
+            write_text(temporary / "record.json", json.dumps(record, allow_nan=False))
+            temporary.rename(path)
         except Exception as error:
-            for unfinished in self.folder.glob(f"{position.step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            path = self.folder / str(position.step)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise StorageError(f"{path}: cannot be written: {_first_line(error)}") from error
+        for step in self._steps()[_KEPT:]:
+            shutil.rmtree(self.folder / str(step), ignore_errors=True)
 
     def record(self) -> Record:
         """Return the record of the newest checkpoint whose record is intact.
@@ -142,11 +137,11 @@ class Checkpoints:
         Raises:
             CheckpointError: if there is none.
         """
-        for step in self._steps():
+        steps = self._steps()
+        for step in steps:
             with contextlib.suppress(CheckpointError):
                 return self._record(step)
-        self._record(self._steps()[0])  # why not the newest
-        raise AssertionError
+        raise self._none() if not steps else self._reason(steps[0])
 
     def restore(self, like: TrainState) -> tuple[TrainState, Record]:
         """Return the newest checkpoint that is intact; one line on stderr if it is an older one.
@@ -169,76 +164,87 @@ class Checkpoints:
             if first is not None:
                 print(f"{first}; going on from {self.folder / str(step)}", file=sys.stderr)
             return restored
-        assert first is not None
         self._damaged = set()  # all of them: rather another configuration
-        raise first
+        raise first or self._none()
 
     def newest(self) -> Path | None:
         """Return the path of the newest checkpoint that is not known to be damaged."""
-        steps = [step for step in self._manager.all_steps() if step not in self._damaged]
-        return self.folder / str(max(steps)) if steps else None
+        steps = [step for step in self._steps() if step not in self._damaged]
+        return self.folder / str(steps[0]) if steps else None
 
     def close(self) -> None:
-        """Release the manager's threads."""
-        self._manager.close()
+        """Release Orbax's threads."""
+        self._arrays.close()
 
     def _steps(self) -> list[int]:
         """Return the steps of all checkpoints, the newest first."""
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        if not steps:
-            raise CheckpointError(f"no complete checkpoint in {self.folder}")
-        return steps
+        names = (path.name for path in self.folder.iterdir()) if self.folder.is_dir() else ()
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
-    def _read(self, step: int, **items: Any) -> Any:
+    def _none(self) -> CheckpointError:
+        return CheckpointError(f"no complete checkpoint in {self.folder}")
+
+    def _reason(self, step: int) -> CheckpointError:
+        """Return why the record of a checkpoint cannot be read."""
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # of Orbax, of TensorStore, of JSON: whatever was damaged
-            raise self._error(step, _first_line(error)) from error
-
-    def _error(self, step: int, reason: str) -> CheckpointError:
-        path = self.folder / str(step)
-        return CheckpointError(f"checkpoint {path} is damaged or of another kind: {reason}")
+            self._record(step)
+        except CheckpointError as error:
+            return error
+        raise AssertionError
 
     def _record(self, step: int) -> Record:
-        read = self._read(step, record=ocp.args.JsonRestore())["record"]
-        if not isinstance(read, dict) or read.pop("hash", None) != _hash_of_text(read):
-            raise self._error(step, "its record is not what was written")
+        path = self.folder / str(step)
+        try:
+            read = json.loads((path / "record.json").read_text(encoding="utf-8"))
+            intact = read.pop("hash") == _hash_of_text(read)
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            reason = f"its record.json cannot be read ({_first_line(error)})"
+            raise CheckpointError(f"checkpoint {path} is damaged: {reason}") from error
+        if not intact:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: its record.json is not what was written"
+            )
         return Record(**read | {"position": Position(**read["position"])})
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Record]:
-        record = self._record(step)
+        path, record = self.folder / str(step), self._record(step)
+        found = _hashes(path)
+        # Found here: Orbax tells of damage in hundreds of lines, or not at all.
+        for name in record.files:
+            if found.get(name) != record.files[name]:
+                what = "is missing" if name not in found else "is not what was written"
+                raise CheckpointError(f"checkpoint {path} is damaged: {name} {what}")
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        state = self._read(step, state=ocp.args.StandardRestore(target))["state"]
-        for path, found in _hashes(state).items():
-            if record.hashes.get(path) != found:
-                raise self._error(step, f"{path} is not what was written")
+        try:
+            state = self._arrays.restore((path / "state").absolute(), target)
+        except Exception as error:  # of Orbax, of TensorStore, of JAX: shapes that differ
+            raise CheckpointError(
+                f"checkpoint {path} belongs to another configuration: {_first_line(error)}"
+            ) from error
         return state, record
 
     def _set_damaged_aside(self) -> None:
         """Move what could not be read to a folder beside: of its steps there will be new ones."""
-        if not self._damaged:
-            return
-        self._manager.close()
-        aside = self.folder.with_name("damaged_checkpoints")
-        aside.mkdir(exist_ok=True)
         for step in self._damaged:
+            aside = self.folder.with_name("damaged_checkpoints")
+            aside.mkdir(exist_ok=True)
             target, n = aside / str(step), 1
             while target.exists():
                 n += 1
                 target = aside / f"{step}_{n}"
             (self.folder / str(step)).rename(target)
         self._damaged = set()
-        self._open()
 
 
-def _hashes(state: Any) -> dict[str, str]:
-    """Return the SHA-256 of every array's bytes, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    contents = ((path, np.ascontiguousarray(np.asarray(leaf))) for path, leaf in leaves)
-    return {
-        jax.tree_util.keystr(path): hashlib.sha256(x.reshape(-1).view(np.uint8)).hexdigest()
-        for path, x in contents
-    }
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a checkpoint's arrays, by its path."""
+    found = {}
+    for path in sorted((checkpoint / "state").rglob("*")):
+        if path.is_file():
+            with open(path, "rb") as file:
+                name = path.relative_to(checkpoint).as_posix()
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _hash_of_text(record: Mapping[str, Any]) -> str:
@@ -247,4 +253,4 @@ def _hash_of_text(record: Mapping[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from tensorgrad_jax.training.options import OPTIONS, Config, ConfigError, allowed, describe, wrong
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "config"
+# What the YAML reader raises, for a wrong tag for instance.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError)
 _SECTIONS = ("data", "fno", "opt")
 _HELP = "usage: train.py [--config_file FILE] [--SECTION.OPTION VALUE ...]\n\nThe options:"
 
@@ -135,7 +137,9 @@ def _load(path: Path) -> dict[str, Any]:
     where = f"--config_file {path}"
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
+    except _UNREADABLE as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         told = problem or f"expected a YAML text file: {' '.join(str(error).split())}"
         raise ConfigError(f"{where}{f', line {mark.line + 1}' if mark else ''}: {told}") from None
@@ -148,7 +152,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _as_yaml(text: str) -> Any:
     try:  # YAML takes 0012 for octal, and nothing for null
         return int(text) if text.isdecimal() else text and yaml.load(text, Loader=_Loader)
-    except (ValueError, yaml.YAMLError):
+    except (RecursionError, *_UNREADABLE):
         return text
 
 
@@ -159,12 +163,24 @@ def _unknown(name: str, where: str, known: list[str]) -> NoReturn:
     close = difflib.get_close_matches(last, sorted({other for _, other in split.values()}), 1, 0.7)
     found = [option for option in split if split[option][1] in close]
     found.sort(key=lambda option: split[option][0] != section)
+    if name in found:  # at the top of a file
+        section, _, last = name.rpartition(".")
+        raise ConfigError(f"{name}: got it{where}, expected {last} below {section}:")
     hint = f"did you mean {found[0]}?" if found else "--help lists all options"
     raise ConfigError(f"{name}: unknown option{where}; {hint}")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number and a key given twice is an error."""
+    """YAML in which 1e-3 is a number, and a key given twice and an alias are errors.
+
+    Aliases of aliases can make of a few lines more than any memory holds, or what never ends.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.events.AliasEvent):
+            problem = "aliases such as *name are not read"
+            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         keys = [key for key, _ in node.value]

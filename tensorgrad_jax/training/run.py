@@ -129,10 +129,12 @@ def config_to_resume(argv: list[str], folder: Path) -> Config:
     if config.opt.allow_changes:
         return config
     _refuse_changes(config, saved, f"the run in {folder} has")
-    file = folder / "config.yaml"
-    with contextlib.suppress(ConfigError):  # absent, or cut: it is written anew
-        written = parse(["--config_file", str(file)]) if file.stat().st_size else saved
-        _refuse_changes(written, saved, f"{file} was changed: the run's checkpoint has")
+    try:
+        written = parse(["--config_file", str(folder / "config.yaml")])
+    except ConfigError:  # absent, or cut: it is written anew
+        return config
+    if (folder / "config.yaml").stat().st_size:
+        _refuse_changes(written, saved, f"{folder}/config.yaml was changed: its checkpoint has")
     return config
 
 
@@ -190,5 +192,4 @@ def _resume(folder: Path, config: Config, training: Training, checkpoints: Check
         )
     training.position, training.rows = record.position, record.rows
     write_metrics(folder, record.rows)
-    if not (folder / "config.yaml").is_file() or not (folder / "config.yaml").stat().st_size:
-        write_text(folder / "config.yaml", to_yaml(config))
+    write_text(folder / "config.yaml", to_yaml(config))

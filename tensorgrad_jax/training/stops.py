@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 STOPPED = 130  # exit status of a process that was asked to end
 _SIGNALS = tuple(
@@ -78,6 +78,7 @@ class Stop:
 
     def __init__(self, advice: str):
         self.advice = advice
+        self._leaving = threading.Lock()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -87,8 +88,20 @@ class Stop:
                 signal.signal(number, lambda number, frame: self.leave())
         threading.Thread(target=self._watch, daemon=True).start()
 
+    def end(self, status: int) -> NoReturn:
+        """End the process with a status when all is done.
+
+        Python would first give the signals back, and then take half a second to end.
+        """
+        self._leaving.acquire()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+
     def leave(self) -> None:
-        """End the process."""
+        """End the process because it was asked to."""
+        if not self._leaving.acquire(blocking=False):
+            return
         with contextlib.suppress(OSError, ValueError):
             os.write(2, f"stopped; {self.advice}\n".encode(errors="replace"))
         os._exit(STOPPED)
