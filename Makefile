@@ -4,7 +4,7 @@
 # make lint         ruff and pyright
 # make docs         the documentation as a site, site/index.html; a wrong link fails
 # make validation   comparisons with what is known in closed form, a few minutes
-# make faults      attacks on train.py: kills, signals, damaged files, full disks; half an hour
+# make faults       attacks on train.py: kills, signals, damaged files, full disks; half an hour
 # make bench        the benchmarks; with PyTorch peers after: .venv/bin/pip install -e '.[bench]'
 VENV ?= .venv
 PYTHON ?= python3

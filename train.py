@@ -9,9 +9,13 @@ checkpoint is from before; 130 after SIGINT, SIGTERM or SIGHUP. Each but the fir
 stderr.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+NOTHING = "nothing was trained yet, the same command begins again"
 
 
 def main(argv: list[str], stop: Any = None) -> int:
@@ -72,9 +76,20 @@ def _fail(error: BaseException, status: int) -> int:
     return status
 
 
+def _leave(number: int, frame: Any) -> None:
+    if sys.stderr is not None:
+        os.write(2, f"stopped; {NOTHING}\n".encode())
+    os._exit(130)
+
+
 if __name__ == "__main__":
+    # Importing the package, and JAX with it, takes a second or two: in it a signal is obeyed here.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
     from tensorgrad_jax.training.stops import Stop, keep_streams
 
     keep_streams()
-    stop = Stop("nothing was trained yet, the same command begins again")
+    stop = Stop(NOTHING)
     stop.end(main(sys.argv[1:], stop))

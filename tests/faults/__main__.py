@@ -22,7 +22,7 @@ import jax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tests.faults import damage, fuzz, kills, places, strangers
+from tests.faults import damage, fuzz, kills, library, places, strangers
 from tests.faults.runs import Case
 
 OUT = Path(__file__).resolve().parents[2] / "validation"
@@ -33,6 +33,7 @@ def attacks(folder: Path, n_kills: int) -> dict[str, Callable[[], Iterator[Case]
     cache = folder / "cache"
     found = {
         "fuzz": lambda: _both(fuzz.command_lines(10_000), fuzz.files(folder / "fuzz", 10_000)),
+        "library": lambda: _both(library.arguments(), library.trees()),
         "yaml": lambda: strangers.yaml_files(folder / "yaml"),
         "hdf5": lambda: strangers.hdf5_files(folder / "hdf5"),
         "unfinished": lambda: strangers.unfinished_files(folder / "unfinished"),

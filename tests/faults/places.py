@@ -120,12 +120,9 @@ def streams(folder: Path, cache: Path | None = None) -> Iterator[Case]:
             "stdout on a full disk": {"stdout": full},
             "both on a full disk": {"stdout": full, "stderr": full},
             "stdout a closed pipe": {"stdout": ends},
-            "stdout closed": {"stdout": None, "preexec_fn": lambda: os.close(1)},
-            "stderr closed": {"stderr": None, "preexec_fn": lambda: os.close(2)},
-            "all closed": {
-                "stdin": None, "stdout": None, "stderr": None,
-                "preexec_fn": lambda: os.closerange(0, 3),
-            },
+            "stdout closed": {"closing": "1>&-"},
+            "stderr closed": {"closing": "2>&-"},
+            "all closed": {"closing": "0<&- 1>&- 2>&-"},
             "an ASCII terminal": {},
         }  # fmt: skip
         for i, (what, options) in enumerate(ways.items()):

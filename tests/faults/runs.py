@@ -76,8 +76,11 @@ def environment(cache: Path | None = None) -> dict[str, str]:
     return given
 
 
-def start(argv: list[str], cache: Path | None = None, **options) -> subprocess.Popen:
-    """Start train.py."""
+def start(
+    argv: list[str], cache: Path | None = None, closing: str = "", **options
+) -> subprocess.Popen:
+    """Start train.py; `closing` is what a shell is told about its streams."""
+    shell = ["sh", "-c", f'exec "$@" {closing}', "sh"] if closing else []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     return subprocess.Popen([*COMMAND, *argv], env=environment(cache), text=True, **pipes | options)
 
