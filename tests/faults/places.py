@@ -123,7 +123,9 @@ def streams(folder: Path, cache: Path | None = None) -> Iterator[Case]:
             "stdout closed": {"closing": "1>&-"},
             "stderr closed": {"closing": "2>&-"},
             "all closed": {"closing": "0<&- 1>&- 2>&-"},
-            "an ASCII terminal": {},
+            "an ASCII terminal": {
+                "env": runs.environment(cache) | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+            },
         }  # fmt: skip
         for i, (what, options) in enumerate(ways.items()):
             trial = folder / str(i)

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import jax
@@ -81,8 +82,11 @@ def start(
 ) -> subprocess.Popen:
     """Start train.py; `closing` is what a shell is told about its streams."""
     shell = ["sh", "-c", f'exec "$@" {closing}', "sh"] if closing else []
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    return subprocess.Popen([*COMMAND, *argv], env=environment(cache), text=True, **pipes | options)
+    given: dict[str, Any] = {
+        "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL,
+        "env": environment(cache), "text": True,
+    }  # fmt: skip
+    return subprocess.Popen([*shell, *COMMAND, *argv], **given | options)
 
 
 def ended(process: subprocess.Popen) -> Ended:
