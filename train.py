@@ -61,8 +61,11 @@ def main(argv: list[str], stop: Any = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (OSError, MemoryError) as error:
-        return _fail(error, 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename and error.strerror else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    except MemoryError as error:
+        return _fail(f"no memory left ({error or 'in Python'})", 1)
     except RuntimeError as error:  # what JAX raises where a device has no memory left
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -70,7 +73,7 @@ def main(argv: list[str], stop: Any = None) -> int:
     return 0
 
 
-def _fail(error: BaseException, status: int) -> int:
+def _fail(error: object, status: int) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
     print("error:", text if len(text) <= 1000 else text[:997] + "...", file=sys.stderr)
     return status

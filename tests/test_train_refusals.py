@@ -14,7 +14,7 @@ from tensorgrad_jax.models import FNO
 
 import train
 from tensorgrad_jax.data import hdf5
-from tensorgrad_jax.data.locks import FolderInUseError, locked
+from tensorgrad_jax.data.folders import FolderInUseError, locked
 from tensorgrad_jax.training import run
 from tensorgrad_jax.training.config import parse
 from tensorgrad_jax.training.options import ConfigError, FnoConfig

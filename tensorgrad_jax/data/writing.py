@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from tensorgrad_jax.data.folders import check_space, locked
 from tensorgrad_jax.data.hdf5 import field_of, open_file, sample_count
-from tensorgrad_jax.data.locks import locked
 from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32
 
 
@@ -61,6 +62,7 @@ def write_resumably(
         partial = path.with_name(path.name + ".partial")
         try:
             _discard_if_worthless(partial, n_samples, options)
+            check_space(path.parent, 0)
             try:
                 with h5py.File(partial, "a") as file:
                     _fill(path, file, n_samples, sample_shape, options, make, chunk, progress)
@@ -68,7 +70,7 @@ def write_resumably(
                 _discard_if_empty(partial)
                 raise
         except OSError as error:
-            raise DataError(f"{partial}: cannot be written ({error})") from error
+            raise DataError(f"{partial}: cannot be written ({error.strerror or error})") from error
         partial.replace(path)
     return True
 
@@ -91,6 +93,7 @@ def _fill(path, file, n_samples, sample_shape, options, make, chunk, progress) -
     progress(done)
     while done < n_samples:
         numbers = range(done, min(done + chunk, n_samples))
+        check_space(path.parent, 8 * len(numbers) * math.prod(sample_shape))
         for name, values in zip(FIELDS, make(numbers), strict=True):
             file[name][numbers.start : numbers.stop] = as_float32(
                 path, name, np.asarray(values), numbers.start

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from tensorgrad_jax.data.folders import check_space
 from tensorgrad_jax.training.records import write_text
 from tensorgrad_jax.training.step import TrainState
 
@@ -114,6 +115,8 @@ class Checkpoints:
             if path.exists():
                 return
             shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            self.folder.mkdir(parents=True, exist_ok=True)
+            check_space(self.folder, sum(x.nbytes for x in jax.tree.leaves(state)))
             self._arrays.save(temporary / "state", state)
             self._arrays.wait_until_finished()
             record = {
@@ -253,4 +256,6 @@ def _hash_of_text(record: Mapping[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tensorgrad_jax.data.locks import FolderInUseError, locked
+from tensorgrad_jax.data.folders import FolderInUseError, locked
 from tensorgrad_jax.training.build import (
     OptimizerBuilder,
     build_data,

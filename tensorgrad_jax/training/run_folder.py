@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tensorgrad_jax.data.locks import FolderInUseError, locked
+from tensorgrad_jax.data.folders import FolderInUseError, locked
 from tensorgrad_jax.training.options import Config, ConfigError
 
 

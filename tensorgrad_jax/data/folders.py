@@ -1,9 +1,11 @@
-"""One process at a time in a folder."""
+"""Folders that are written to: one process at a time, and that there is space."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,3 +45,19 @@ def locked(folder: Path, wait: Callable[[], object] | None = None) -> Iterator[N
         yield
     finally:
         os.close(handle)
+
+
+def check_space(folder: Path, n_bytes: int) -> None:
+    """Raise an OSError, which says how much is missing, unless the disk has space for so much.
+
+    Libraries that write large arrays do not survive a full disk: HDF5 ends the process when it
+    closes the file, TensorStore tells of it in hundreds of lines.
+
+    Args:
+        folder: an existing folder.
+        n_bytes: what is to be written. A sixteenth and 128 KiB are added for tables and blocks.
+    """
+    needed, free = n_bytes + n_bytes // 16 + 2**17, shutil.disk_usage(folder).free
+    if needed > free:
+        amount = f"{needed:,} bytes are needed, {free:,} are free"
+        raise OSError(errno.ENOSPC, f"no space left on the disk: {amount}", str(folder))
