@@ -107,7 +107,7 @@ def _read_flags(argv: list[str]) -> dict[str, str]:
     return flags
 
 
-def _by_full_name(tree: Mapping[str, Any], source: str) -> dict[str, tuple[Any, str]]:
+def _by_full_name(tree: Mapping[Any, Any], source: str) -> dict[str, tuple[Any, str]]:
     """The options of sections by full name, each with where it is from."""
     given = {}
     for key, content in tree.items():
@@ -133,7 +133,7 @@ def _find(name: str) -> Path:
     raise wrong("--config_file", name, f"a YAML file or one of {', '.join(shipped)}{hint}")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[Any, Any]:
     where = f"--config_file {path}"
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)

@@ -14,7 +14,7 @@ from . import runs
 from .runs import Case
 
 
-def _half_way(folder: Path) -> tuple[Path, dict]:
+def half_way(folder: Path) -> tuple[Path, dict]:
     """A run that stands after its second epoch of three, and what it comes to in the end."""
     whole, half = folder / "whole", folder / "half"
     for path, epochs in ((whole, 3), (half, 2)):
@@ -26,7 +26,7 @@ def _half_way(folder: Path) -> tuple[Path, dict]:
     return half, runs.result(whole)
 
 
-def _continued(folder: Path, half: Path, change, *flags: str) -> tuple[runs.Ended, Path]:
+def continued(folder: Path, half: Path, change, *flags: str) -> tuple[runs.Ended, Path]:
     """Continue a copy of the run in `half` that was changed before."""
     trial = folder / "trial"
     shutil.rmtree(trial, ignore_errors=True)
@@ -49,7 +49,7 @@ def _case(kind, what, found, trial, expected, refusal=None) -> Case:
 
 def checkpoints(folder: Path, per_file: int, seed: int = 2) -> Iterator[Case]:
     """Bytes of every file of the newest checkpoint flipped, files cut, emptied and removed."""
-    half, expected = _half_way(folder)
+    half, expected = half_way(folder)
     newest = half / "runs" / "run" / "checkpoints" / "6"
     rng = np.random.default_rng(seed)
     for path in sorted(p.relative_to(newest) for p in newest.rglob("*") if p.is_file()):
@@ -63,7 +63,7 @@ def checkpoints(folder: Path, per_file: int, seed: int = 2) -> Iterator[Case]:
                 file = run / "checkpoints" / "6" / path
                 file.unlink() if new is None else file.write_bytes(new)
 
-            found, trial = _continued(folder, half, change)
+            found, trial = continued(folder, half, change)
             # File names of values are random: the kind of file is what tells.
             name = path.parent / "..." if len(path.name) == 32 else path
             yield _case("damaged checkpoint", f"{name}: {what}", found, trial, expected)
@@ -75,7 +75,7 @@ def _flipped(content: bytes, at: int) -> bytes:
 
 def records(folder: Path) -> Iterator[Case]:
     """metrics.jsonl and config.yaml torn, empty, missing, binary, edited."""
-    half, expected = _half_way(folder)
+    half, expected = half_way(folder)
     row = json.dumps({"epoch": 3, "step": 9, "train_loss": None})
 
     def metrics(text: bytes | None):
@@ -91,7 +91,7 @@ def records(folder: Path) -> Iterator[Case]:
         "one epoch more": first + row.encode(), "a NaN": first.replace(b"0.", b"NaN", 1),
         "other numbers": first.replace(b"1", b"2"),
     }.items():  # fmt: skip
-        found, trial = _continued(folder, half, metrics(text))
+        found, trial = continued(folder, half, metrics(text))
         yield _case("metrics.jsonl", what, found, trial, expected)
 
     def config(edit):
@@ -109,13 +109,13 @@ def records(folder: Path) -> Iterator[Case]:
         ("seed", lambda text: text.replace("seed: 0", "seed: 1", 1), "seed: "),
         ("opt.b2", lambda text: text.replace("b2: 0.999", "b2: 0.99"), "opt.b2: "),
     ):
-        found, trial = _continued(folder, half, config(edit))
+        found, trial = continued(folder, half, config(edit))
         yield _case("config.yaml", what, found, trial, expected, refusal)
 
 
 def identity(folder: Path) -> Iterator[Case]:
     """Flags and data that are, or are not, the run's own."""
-    half, expected = _half_way(folder)
+    half, expected = half_way(folder)
     same = lambda run: None
     own = [x for k, v in runs.OPTIONS.items() for x in (f"--{k}", str(v))]
     for what, flags, refusal in (
@@ -124,14 +124,14 @@ def identity(folder: Path) -> Iterator[Case]:
         ("another seed", ["--seed", "7"], "seed: "),
         ("allowed", ["--opt.allow_changes", "True"], None),
     ):
-        found, trial = _continued(folder, half, same, *flags)
+        found, trial = continued(folder, half, same, *flags)
         yield _case("the run's own flags", what, found, trial, expected, refusal)
 
     def other_data(run: Path) -> None:
         with h5py.File(run.parents[1] / "data" / "burgers_train_16.hdf5", "a") as file:
             file["x"][3, 5] += 1e-3
 
-    found, trial = _continued(folder, half, other_data)
+    found, trial = continued(folder, half, other_data)
     yield _case("data", "one number is another", found, trial, expected, "data.root: ")
-    found, trial = _continued(folder, half, other_data, "--opt.allow_changes", "True")
+    found, trial = continued(folder, half, other_data, "--opt.allow_changes", "True")
     yield Case("data", "another number, allowed", found.status == 0, str(found))

@@ -59,7 +59,7 @@ def signals(folder: Path, n: int, seed: int = 1) -> Iterator[Case]:
     for i, moment in enumerate(moments):
         trial, number, twice = folder / f"signal{i}", _ASKING[i % 3], i % 5 == 4
         process = runs.start(runs.arguments(trial), cache if i % 2 else None)
-        while not _catches(process.pid, number):
+        while not catches(process.pid, number):
             time.sleep(0.005)
         time.sleep(moment)
         process.send_signal(number)
@@ -79,7 +79,7 @@ def signals(folder: Path, n: int, seed: int = 1) -> Iterator[Case]:
         shutil.rmtree(trial, ignore_errors=True)
 
 
-def _catches(pid: int, number: int) -> bool:
+def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler of its own for a signal; true of one that has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
