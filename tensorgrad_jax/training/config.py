@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from yaml.composer import ComposerError
 
 from tensorgrad_jax.training.options import OPTIONS, Config, ConfigError, allowed, describe, wrong
 
@@ -179,7 +180,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         if self.check_event(yaml.events.AliasEvent):
             problem = "aliases such as *name are not read"
-            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+            raise ComposerError(None, None, problem, self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):

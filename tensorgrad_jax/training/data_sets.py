@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tensorgrad_jax.data import (
     DataError,
     UnitGaussianNormalizer,
@@ -113,9 +111,8 @@ def fingerprint(source: Any) -> str:
     found = hashlib.sha256(str(n).encode())
     for i in (j * n // used for j in range(used)):
         for name, values in sorted(source[i].items()):
-            values = np.ascontiguousarray(values)
             found.update(f"{name} {values.shape} {values.dtype}".encode())
-            found.update(values.reshape(-1).view(np.uint8))
+            found.update(values.tobytes())
     return found.hexdigest()
 
 

@@ -152,7 +152,7 @@ def _refuse_changes(config: Config, saved: Config, what: str) -> None:
             )
 
 
-def _locked(folder: Path) -> contextlib.AbstractContextManager[None]:
+def _locked(folder: Path) -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
     try:
         stack.enter_context(locked(folder))

@@ -66,7 +66,7 @@ def make_run_folder(
                 raise
             held.enter_context(lock.pop_all())
             return folder
-    raise ConfigError(f"name: another run is just making {Path(config.opt.save_dir, config.name)}")
+    raise ConfigError(f"name: another run is just making {config.opt.save_dir}/{config.name}")
 
 
 def _candidates(config: Config) -> Iterator[Path]:

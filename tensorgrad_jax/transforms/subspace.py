@@ -360,7 +360,7 @@ def _check_arguments(inner, projection, gap, on_refresh, complement, seed):
         check_choice("in_subspace", "on_refresh", on_refresh, _ON_REFRESH)
     number = isinstance(complement, int | float) and not isinstance(complement, bool)
     named = isinstance(complement, str) and complement in _COMPLEMENT
-    if not named and not (number and math.isfinite(complement)):
+    if not named and not (number and math.isfinite(cast(float, complement))):
         raise ValueError(
             f"in_subspace: complement must be one of {_COMPLEMENT} or a finite number, got "
             f"{shown(complement)}"
