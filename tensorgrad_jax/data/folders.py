@@ -47,6 +47,24 @@ def locked(folder: Path, wait: Callable[[], object] | None = None) -> Iterator[N
         os.close(handle)
 
 
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder; should what is done in it fail, those that were made and are empty go again.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
 def check_space(folder: Path, n_bytes: int) -> None:
     """Raise an OSError, which says how much is missing, unless the disk has space for so much.
 

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tensorgrad_jax.data.folders import check_space, locked
+from tensorgrad_jax.data.folders import check_space, locked, made
 from tensorgrad_jax.data.hdf5 import field_of, open_file, sample_count
 from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32
 
@@ -49,13 +49,16 @@ def write_resumably(
             another number of samples than fits, the folder cannot be written, or a sample that was
             made is not finite in float32.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
     say = f"waiting for another process that writes into {path.parent}"
-    # Without the lock, two runs that start together would take each other's file for damaged.
-    with locked(path.parent, wait=lambda: print(say, file=sys.stderr)):
+    with contextlib.ExitStack() as folder:
+        try:
+            folder.enter_context(made(path.parent))
+        except OSError as error:
+            raise DataError(
+                f"{path.parent}: the folder cannot be made ({error.strerror})"
+            ) from error
+        # Without it, two runs that start together would take each other's file for damaged.
+        folder.enter_context(locked(path.parent, wait=lambda: print(say, file=sys.stderr)))
         if path.exists():
             _check_complete(path, n_samples, options)
             return False

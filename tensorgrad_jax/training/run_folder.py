@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tensorgrad_jax.data.folders import FolderInUseError, locked
+from tensorgrad_jax.data.folders import FolderInUseError, locked, made
 from tensorgrad_jax.training.options import Config, ConfigError
 
 
@@ -45,13 +45,13 @@ def make_run_folder(
     """
     for folder in _candidates(config):
         temporary = folder.with_name(f".{folder.name}.new")
-        try:
-            temporary.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _not_writable(config.opt.save_dir, temporary, error) from error
-        with contextlib.ExitStack() as lock:
+        with contextlib.ExitStack() as opened:
             try:
-                lock.enter_context(locked(temporary))
+                opened.enter_context(made(temporary))
+            except OSError as error:
+                raise _not_writable(config.opt.save_dir, temporary, error) from error
+            try:
+                opened.enter_context(locked(temporary))
             except (FolderInUseError, FileNotFoundError):
                 continue  # another run is just making it, or has this moment renamed it
             if os.path.lexists(folder):
@@ -64,7 +64,7 @@ def make_run_folder(
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-            held.enter_context(lock.pop_all())
+            held.enter_context(opened.pop_all())
             return folder
     raise ConfigError(f"name: another run is just making {config.opt.save_dir}/{config.name}")
 
