@@ -40,8 +40,9 @@ S is the mean of squared gradients of *examples* for every layer; the original s
 *positions* in dense layers on sequences, convolutions, norms and biases, which is
 `granularity="token"`. BackPACK's sum of squared gradients of a mean is
 `normalisation="backpack"`. A parameter without S falls back to Adam under `default_to_adam`
-(there it is a KeyError; `default_to_baseline` in later releases), the example with LayerNorm([1, 10]) runs, zero gradients give zero
-updates and not NaN, and weight decay and learning rates take schedules.
+(there it is a KeyError; later releases say `default_to_baseline`), the example with
+LayerNorm([1, 10]) runs, zero gradients give zero updates and not NaN, weight decay is applied once
+per step (in 4.0 and later once per parameter), and it and learning rates take schedules.
 
     original                                 here
     truegrad.nn.X                            flax.nnx.X, or truegrad.nn.X: the same
