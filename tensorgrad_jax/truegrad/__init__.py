@@ -68,6 +68,9 @@ from tensorgrad_jax.truegrad.family import tg_laprop as tg_laprop
 from tensorgrad_jax.truegrad.family import tg_rmsprop as tg_rmsprop
 from tensorgrad_jax.truegrad.gradients import coverage as coverage
 from tensorgrad_jax.truegrad.gradients import value_and_grads as value_and_grads
+from tensorgrad_jax.truegrad.subspace import (
+    value_and_grads_in_subspace as value_and_grads_in_subspace,
+)
 
 
 def __getattr__(name: str):

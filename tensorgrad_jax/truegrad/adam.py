@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32, PyTree
 
+from tensorgrad_jax.projections.pairs import Pair, is_pair
 from tensorgrad_jax.truegrad.squares import (
     as_large_as,
     averaged,
     correction,
     first_zeros,
     floored,
+    numbers,
     second_zeros,
     squares_of,
 )
@@ -29,7 +31,7 @@ class ScaleByTrueAdamState(NamedTuple):
     Attributes:
         count: int32 (), number of updates so far.
         mu: first moments, shaped like the parameters, float32 or wider; complex for complex ones.
-        nu: second moments of the squares of examples; real.
+        nu: second moments of the squares of examples; real. Where S is missing it is g^2.
         nu_mean: second moments of the mean gradient, as Adam has them; real. None if neither
             `graft` nor `default_to_adam` asks for them.
     """
@@ -101,18 +103,20 @@ def scale_by_true_adam(
     may_miss = default_to_adam or default_to_baseline
     remedy = "default_to_adam=True gives it Adam"
 
+    seconds = lambda params: jax.tree.map(second_zeros, params, is_leaf=is_pair)
+
     def init_fn(params: optax.Params) -> Any:
         return ScaleByTrueAdamState(
             count=jnp.zeros((), jnp.int32),
             mu=jax.tree.map(first_zeros, params),
-            nu=jax.tree.map(second_zeros, params),
-            nu_mean=jax.tree.map(second_zeros, params) if graft or may_miss else None,
+            nu=seconds(params),
+            nu_mean=seconds(params) if graft or may_miss else None,
         )
 
     def update_fn(updates, state, params=None, *, sum_grad_squared=None, **extra) -> Any:
         del params, extra
         squares = squares_of("scale_by_true_adam", updates, sum_grad_squared, may_miss, remedy)
-        gradients, structure = jax.tree.flatten(updates)
+        gradients, structure = jax.tree.flatten(updates, is_leaf=is_pair)
         count = cast(Array, optax.safe_increment(state.count))
 
         def over_root(m, v, b):
@@ -120,16 +124,15 @@ def scale_by_true_adam(
             return m / (root + eps if eps_mode == "add" else jnp.maximum(root, eps))
 
         def scaled(g, s, m, v, a):
-            m = b1 * m + (1 - b1) * g.astype(m.dtype)
+            kind, m = (Pair if is_pair(g) else jnp.asarray), numbers(m)
+            m = b1 * m + (1 - b1) * numbers(g).astype(m.dtype)
             if a is not None:
                 a = averaged(a, floored(None, g, floor), b2)
-            if s is None:
-                return over_root(m, a, b2) / correction(b1, count), m, v, a
             v = averaged(v, floored(s, g, floor), b3)
-            u = over_root(m, v, b3)
-            if graft:
+            u = over_root(m, a, b2) if s is None else over_root(m, v, b3)
+            if graft and s is not None:
                 u = as_large_as(over_root(m, a, b2), u)
-            return u / correction(b1, count), m, v, a
+            return kind(u / correction(b1, count)), kind(m), v, a
 
         columns = [structure.flatten_up_to(tree) for tree in (state.mu, state.nu)]
         means = [None] * len(gradients)

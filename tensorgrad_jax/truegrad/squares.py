@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tensorgrad_jax.transforms.moments import abs_squared
+from tensorgrad_jax.projections.pairs import is_pair
+from tensorgrad_jax.transforms.moments import abs_squared, mean_squares
 
 
 def squares_of(
@@ -20,12 +21,12 @@ def squares_of(
 
     Args:
         owner: the transformation that asks.
-        updates: the gradients.
+        updates: the gradients; of a `Pair` S is that of both its numbers, their mean square.
         squares: a tree like them, in which single leaves may be None; or None.
         may_miss: whether a missing S is None in the result or an error.
         remedy: the option that allows it to miss.
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(updates)
+    paths, structure = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_pair)
     if squares is None:
         found = [None] * len(paths)
     else:
@@ -51,12 +52,19 @@ def squares_of(
 
 def first_zeros(p: Array) -> Array:
     """Return the first moment of a parameter at its start, in float32 or wider."""
-    return jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
+    # Not jnp.zeros: of a sharded parameter the moments are sharded alike.
+    return jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32))
 
 
-def second_zeros(p: Array) -> Array:
-    """Return the second moment of a parameter at its start: real."""
-    return jnp.zeros(p.shape, jnp.finfo(first_zeros(p).dtype).dtype)
+def second_zeros(p: Any) -> Array:
+    """Return the second moment of a parameter or a pair at its start: real."""
+    dtype = jnp.finfo(jnp.promote_types(p.dtype, jnp.float32)).dtype
+    return jnp.zeros(p.shape, dtype) if is_pair(p) else jnp.zeros_like(p, dtype)
+
+
+def numbers(x: Any) -> Array:
+    """Return the array that a leaf is, of a pair that of both numbers along a new axis 0."""
+    return x.parts if is_pair(x) else x
 
 
 def averaged(moment: Array, squares: Array, beta: float) -> Array:
@@ -64,9 +72,9 @@ def averaged(moment: Array, squares: Array, beta: float) -> Array:
     return beta * moment + (1 - beta) * squares.astype(moment.dtype)
 
 
-def floored(squares: Array | None, gradient: Array, floor: bool) -> Array:
+def floored(squares: Array | None, gradient: Any, floor: bool) -> Array:
     """Return max(S, g^2), or S; g^2 where S is missing."""
-    plain = abs_squared(gradient)
+    plain = mean_squares(gradient)
     if squares is None:
         return plain
     squares = squares.astype(plain.dtype)
