@@ -7,7 +7,6 @@ A name is "model way"; the ways are plain, truegrad.nn (of mlp) and backpack.
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -141,9 +140,10 @@ def problem(name, settings):
     return run, missing
 
 
-def resident():
-    """Return bytes that the process holds now."""
-    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+def resident(name):
+    """Return the bytes that the process holds now (VmRSS) or held at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(x for x in lines if x.startswith(name)).split()[1])
 
 
 def main():
@@ -153,10 +153,11 @@ def main():
         import backpack  # noqa: F401  before counting
         import truegrad.nn  # noqa: F401
 
-        before = resident()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = resident("VmRSS")
         run, missing = problem(sys.argv[3], settings)
         run()
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        peak = resident("VmHWM") - before
         print(json.dumps({"peak": peak, "without_squares": missing()}))
         return
     print(json.dumps({"torch": torch.__version__, "numpy": np.__version__}), flush=True)

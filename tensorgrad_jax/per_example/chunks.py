@@ -14,15 +14,16 @@ from tensorgrad_jax.backend.batches import numbers_at_once
 CHUNK_NUMBERS = 2**22
 
 
-def chunk_size(n: int, numbers: int, wanted: int | None, most: int = CHUNK_NUMBERS) -> int:
+def chunk_size(n: int, numbers: int, wanted: int | None, most: int | None = None) -> int:
     """Return how many of n examples to take at a time.
 
     Args:
         n: number of examples.
         numbers: how many numbers the gradient of one example holds.
         wanted: what the caller asked for; None: as many as hold at most `most` numbers.
-        most: how many numbers the gradients taken at a time hold.
+        most: how many numbers the gradients taken at a time hold; None: about 4 million.
     """
+    most = CHUNK_NUMBERS if most is None else most
     return max(1, min(n, most // max(1, numbers) if wanted is None else wanted))
 
 

@@ -90,9 +90,11 @@ def make_train_step(
 
     def objective(params, batch):
         parts = batch_parts or independent_parts(params, batch["x"].shape)
-        x = jnp.split(batch["x"], parts)
-        predictions = jnp.concatenate([predict(graphdef, params, part, encoding) for part in x])
-        return loss(predictions, batch["y"])
+        apply = lambda x: predict(graphdef, params, x, encoding)
+        if parts == 1:
+            return loss(apply(batch["x"]), batch["y"])
+        predictions = [apply(x) for x in jnp.split(batch["x"], parts)]
+        return loss(jnp.concatenate(predictions), batch["y"])
 
     def step(state: TrainState, batch: dict[str, Array]) -> TrainState:
         value, gradients, extra = gradients_of(objective)(state.params, batch, state.opt_state)
