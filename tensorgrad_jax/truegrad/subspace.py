@@ -17,7 +17,7 @@ of the mean gradient stands in for it, at one of `update_proj_gap` steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +92,9 @@ def value_and_grads_in_subspace(
         for name, leaf in leaves.compressed.items():
             is_due = subspace.count >= subspace.next_refresh[name]
             squares[name] = _of_numbers(leaf, squares[name], is_due)
+        moments = cast(ScaleByTrueAdamState, subspace.inner).mu
         # The samples of entries that sizes are matched with have none.
-        return value, gradient, {name: squares.get(name) for name in subspace.inner.mu}
+        return value, gradient, {name: squares.get(name) for name in moments}
 
     return with_squares
 
