@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import tensorgrad_jax as tg
 from tensorgrad_jax import truegrad
+from tensorgrad_jax.training.build import build_gradients, build_model, build_optimizer
+from tensorgrad_jax.training.config import parse
+from tensorgrad_jax.training.losses import LOSSES
+from tensorgrad_jax.training.step import Encoding, TrainState, make_train_step
 from tensorgrad_jax.transforms.subspace import InSubspaceState
 
 N = 4
@@ -114,3 +119,23 @@ def test_a_state_without_subspaces_of_true_adam_is_refused():
     others = truegrad.value_and_grads_in_subspace(_loss, LOW_RANK)
     with pytest.raises(ValueError, match="belongs to other parameters or specs"):
         others(state, {**params, "bias": jnp.ones((11, 10, 11))}, batch)
+
+
+@pytest.mark.parametrize("optimizer_type", ["adamw", "tensorgrad"])
+def test_a_step_of_train_py_takes_squares_of_samples(optimizer_type):
+    flags = ["--opt.second_moment", "per_example", "--opt.optimizer_type", optimizer_type]
+    flags += ["--fno.n_layers", "1", "--fno.hidden_channels", "16", "--fno.n_modes", "[8,8]"]
+    config = parse(flags)
+    graph, params = nnx.split(nnx.eval_shape(lambda: build_model(config, 1, 1)), nnx.Param)
+    params = nnx.to_pure_dict(params)
+    optimizer = build_optimizer(config, 4)
+    scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype)
+    state = jax.eval_shape(optimizer.init, params)
+    state = TrainState(params, state, scalar(jnp.int32), scalar(jnp.float32))
+    field = jax.ShapeDtypeStruct((4, 16, 16, 1), jnp.float32)
+    of, none = build_gradients(config), Encoding(None, None)
+    step = make_train_step(graph, optimizer, LOSSES["l2"], none, gradients_of=of)
+    out = jax.eval_shape(step, state, {"x": field, "y": field})
+    kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+    assert kinds(out) == kinds(state)
+    assert build_gradients(parse(flags[2:])) is None

@@ -184,7 +184,7 @@ def graft(
     magnitude = optax.with_extra_args_support(magnitude)
     direction = optax.with_extra_args_support(direction)
 
-    def init_fn(params):
+    def init_fn(params) -> Any:
         return BranchesState(direction.init(params), magnitude.init(params))
 
     def update_fn(updates, state, params=None, **extra) -> Any:
