@@ -63,6 +63,7 @@ def tensorgrad(
     mask: Any = None,
     seed: int = 0,
     match_size: bool = True,
+    inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """TensorGRaD: AdamW on a few single entries of each gradient tensor plus a Tucker core.
 
@@ -97,6 +98,8 @@ def tensorgrad(
         mask: which leaves to decay, see `optax.add_decayed_weights`.
         seed: of the random selection.
         match_size: make the update as large as AdamW's, see `in_subspace`.
+        inner: what runs in the compact space instead of `scale_by_adam(b1, b2, eps, mu_dtype)`,
+            which then have no effect: `truegrad.scale_by_true_adam`, say.
 
     Returns:
         A transformation to be used as any of Optax's.
@@ -138,6 +141,7 @@ def tensorgrad(
         mask=mask,
         seed=seed,
         match_size=match_size,
+        inner=inner,
     )
 
 
@@ -157,6 +161,7 @@ def projected_adamw(
     seed: int = 0,
     per_layer: bool = True,
     match_size: bool = True,
+    inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose moments live in the compact space of any projection.
 
@@ -176,6 +181,8 @@ def projected_adamw(
         seed: of random projections.
         per_layer: handle large parameters one after the other, see `in_subspace`.
         match_size: make the update as large as AdamW's, see `in_subspace`.
+        inner: what runs in the compact space instead of `scale_by_adam(b1, b2, eps, mu_dtype)`,
+            which then have no effect: `truegrad.scale_by_true_adam`, say.
 
     Returns:
         A transformation to be used as any of Optax's.
@@ -192,7 +199,7 @@ def projected_adamw(
         3244
     """
     scaled = in_subspace(
-        scale_by_adam(b1, b2, eps, mu_dtype),
+        scale_by_adam(b1, b2, eps, mu_dtype) if inner is None else inner,
         projection,
         update_proj_gap=update_proj_gap,
         on_refresh=on_refresh,

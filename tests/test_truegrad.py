@@ -296,3 +296,23 @@ def test_a_model_itself_can_be_the_parameters():
     loss = lambda model, x: jnp.mean(model(x) ** 2)
     _, gradient, squares = truegrad.value_and_grads(loss)(model, jnp.ones((4, 3)))
     np.testing.assert_allclose(squares.kernel[...], gradient.kernel[...] ** 2, rtol=1e-5)
+
+
+def test_what_else_a_function_returns_comes_from_the_whole_batch():
+    params, batch = _problem(8)
+
+    def loss(params, batch):
+        out = jnp.tanh(batch[0] @ params["w"])
+        return _loss(params, batch), {"out": out, "mean": out.mean(0), "name": 3}
+
+    with_aux = truegrad.value_and_grads(loss, has_aux=True)
+    (value, aux), gradient, squares = jax.jit(with_aux)(params, batch)
+    expected = jax.jit(truegrad.value_and_grads(_loss))(params, batch)
+    jax.tree.map(np.testing.assert_array_equal, (value, gradient, squares), expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), aux, loss(params, batch)[1]
+    )
+    rows = truegrad.coverage(loss, params, batch, has_aux=True)
+    assert [row.method for row in rows] == ["fast"] * 3
+    with pytest.raises(ValueError, match=r"^value_and_grads: .* must return \(loss, aux\)"):
+        truegrad.value_and_grads(_loss, has_aux=True)(params, batch)

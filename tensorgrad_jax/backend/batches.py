@@ -29,3 +29,16 @@ def samples_at_once(n: int) -> int:
     do not depend on how many there are. Elsewhere all of them.
     """
     return 1 if jax.default_backend() == "cpu" else n
+
+
+# float32 numbers in 1 MiB, the second cache of a core.
+_CACHED_NUMBERS = 2**18
+
+
+def numbers_at_once(most: int) -> int:
+    """Return how many numbers an array is best to hold that is made, reduced and forgotten.
+
+    On CPUs those that stay in the cache, else `most`. Squares of per-example gradients took half
+    the time with 2^18 numbers at a time instead of 2^22 (docs/truegrad.md).
+    """
+    return min(most, _CACHED_NUMBERS) if jax.default_backend() == "cpu" else most

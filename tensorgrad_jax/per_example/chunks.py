@@ -8,19 +8,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tensorgrad_jax.backend.batches import numbers_at_once
+
 # Numbers that the gradients of one chunk of examples may hold in all.
 CHUNK_NUMBERS = 2**22
 
 
-def chunk_size(n: int, numbers: int, wanted: int | None) -> int:
+def chunk_size(n: int, numbers: int, wanted: int | None, most: int | None = None) -> int:
     """Return how many of n examples to take at a time.
 
     Args:
         n: number of examples.
         numbers: how many numbers the gradient of one example holds.
-        wanted: what the caller asked for; None: as many as hold about 4 million numbers.
+        wanted: what the caller asked for; None: as many as hold at most `most` numbers.
+        most: how many numbers the gradients taken at a time hold; None: about 4 million.
     """
-    return max(1, min(n, CHUNK_NUMBERS // max(1, numbers) if wanted is None else wanted))
+    most = CHUNK_NUMBERS if most is None else most
+    return max(1, min(n, most // max(1, numbers) if wanted is None else wanted))
+
+
+def numbers_of(rows: bool) -> int:
+    """Return how many numbers the gradients of one operation hold at a time.
+
+    Args:
+        rows: whether their reduction has a row per example. Then few large chunks are best, as what
+            is made anew for each (a random matrix) costs most. Sums are made in the cache.
+    """
+    return CHUNK_NUMBERS if rows else numbers_at_once(CHUNK_NUMBERS)
 
 
 def over_chunks(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tensorgrad_jax.per_example.chunks import CHUNK_NUMBERS, chunk_size
+from tensorgrad_jax.per_example.chunks import CHUNK_NUMBERS, chunk_size, numbers_of
 from tensorgrad_jax.per_example.exact import added, exact
 from tensorgrad_jax.per_example.fast import Taps, evaluate, how
 from tensorgrad_jax.per_example.independence import check_independent
@@ -323,7 +323,8 @@ class _Problem:
             cost = f"{self.n} gradients of {CHUNK_NUMBERS // self.n} of {leaf.size} numbers"
             return Row(leaf.path, leaf.shape, "fast", names, rule, cost)
         by_rule = rule.startswith("squares")
-        size = chunk_size(self.n, leaf.size, self.setting.microbatch_size)
+        most = numbers_of(self.setting.reduction.rows)
+        size = chunk_size(self.n, leaf.size, self.setting.microbatch_size, most)
         some = f"{size} of {self.n} gradients of {leaf.size} numbers at a time"
         cost = f"one more {names[0]}, of squares" if by_rule else some
         return Row(leaf.path, leaf.shape, "fast", names, rule, cost)

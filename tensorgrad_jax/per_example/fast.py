@@ -25,7 +25,12 @@ from jax import Array
 
 from tensorgrad_jax.backend.ordering import LARGE_BYTES, after
 from tensorgrad_jax.backend.pieces import over_pieces
-from tensorgrad_jax.per_example.chunks import CHUNK_NUMBERS, chunk_size, over_chunks
+from tensorgrad_jax.per_example.chunks import (
+    CHUNK_NUMBERS,
+    chunk_size,
+    numbers_of,
+    over_chunks,
+)
 from tensorgrad_jax.per_example.program import Operation, Variable, read, run
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
 from tensorgrad_jax.per_example.rules import Rule, rule_for, rule_for_terms
@@ -296,7 +301,8 @@ def _by_gradients(use: Use, parameters, taps: Taps):
     """Differentiate the operation for a few examples at a time, and reduce their gradients."""
     operations = (*use.prelude, use.operation)
     numbers = sum(taps.leaves[leaf].size for leaf in use.leaves)
-    size = chunk_size(taps.n, numbers, taps.microbatch_size)
+    most = numbers_of(taps.reduction.rows)
+    size = chunk_size(taps.n, numbers, taps.microbatch_size, most)
 
     def reduce(cotangents, leaf_values, operands, kept):
         others, outside = kept

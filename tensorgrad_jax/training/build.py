@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 import tensorgrad_jax as tg
+from tensorgrad_jax import truegrad
 from tensorgrad_jax.data import FieldSource, open_dataset
 
 # Installed from models/, which type checkers do not see.
@@ -30,6 +31,7 @@ from tensorgrad_jax.training.options import (
     OptConfig,
     check_modes,
 )
+from tensorgrad_jax.training.step import GradientsOf
 
 OptimizerBuilder = Callable[[Config, int], optax.GradientTransformation]
 
@@ -133,6 +135,8 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
     projection = build_projection(opt, config.fno.separable)
     mu_dtype = None if opt.enforce_full_complex_precision else jnp.bfloat16
     if projection is None:
+        if opt.second_moment == "per_example":
+            return truegrad.tg_adamw(schedule, **_true_adam(opt), weight_decay=opt.weight_decay)
         # optax.adamw, but with a float32 second moment for bfloat16 weights too: in bfloat16 its
         # decay by 0.999 would be rounded away.
         return optax.chain(
@@ -140,7 +144,10 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
             optax.add_decayed_weights(opt.weight_decay),
             optax.scale_by_learning_rate(schedule),
         )
-    chain = functools.partial(tg.projected_adamw, match_size=opt.match_update_size)
+    inner = None
+    if opt.second_moment == "per_example":
+        inner = truegrad.scale_by_true_adam(**_true_adam(opt))
+    chain = functools.partial(tg.projected_adamw, match_size=opt.match_update_size, inner=inner)
     if opt.optimizer() == "subspace_momentum":
         chain = tg.subspace_momentum
     return chain(
@@ -157,6 +164,33 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
         seed=config.seed,
         per_layer=opt.per_layer_opt,
     )
+
+
+def _true_adam(opt: OptConfig) -> dict[str, Any]:
+    """Return what the options say of Adam with squares of samples."""
+    return {"betas": (opt.b1, opt.b2), "eps": opt.eps, "default_to_adam": True}
+
+
+def build_gradients(config: Config) -> GradientsOf | None:
+    """Return what makes gradients, and squares of samples' ones where the optimizer wants them."""
+    if config.opt.second_moment == "batch":
+        return None
+    projection = build_projection(config.opt, config.fno.separable)
+
+    def gradients_of(objective):
+        if projection is None:
+            plain = truegrad.value_and_grads(objective)
+            grads = lambda opt_state, *arguments: plain(*arguments)
+        else:
+            grads = truegrad.value_and_grads_in_subspace(objective, projection, tensor_specs)
+
+        def gradients(params, batch, opt_state):
+            value, gradient, squares = grads(opt_state, params, batch)
+            return value, gradient, {"sum_grad_squared": squares}
+
+        return gradients
+
+    return gradients_of
 
 
 def build_training(
@@ -180,6 +214,7 @@ def build_training(
         loss=config.opt.training_loss,
         seed=config.seed,
         stochastic_rounding=config.opt.stochastic_rounding,
+        gradients_of=build_gradients(config),
     )
 
 
@@ -193,6 +228,7 @@ def build_step_memory(config: Config, in_channels: int = 1, out_channels: int = 
         {"x": field(in_channels), "y": field(out_channels)},
         config.opt.training_loss,
         config.seed if config.opt.stochastic_rounding else None,
+        build_gradients(config),
     )
 
 

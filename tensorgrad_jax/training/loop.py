@@ -34,6 +34,7 @@ from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.memory import peak_bytes
 from tensorgrad_jax.training.records import append_metrics
 from tensorgrad_jax.training.step import (
+    GradientsOf,
     TrainState,
     finite_leaves,
     make_error_step,
@@ -85,6 +86,7 @@ class Training:
         loss: Literal["l2", "h1"] = "l2",
         seed: int = 0,
         stochastic_rounding: bool = True,
+        gradients_of: GradientsOf | None = None,
     ):
         """Prepare the training; nothing is compiled yet.
 
@@ -99,6 +101,7 @@ class Training:
             loss: the relative loss that is minimized, in physical units.
             seed: of the order of the samples and of the rounding.
             stochastic_rounding: of updated bfloat16 parameters; False rounds to the nearest.
+            gradients_of: where gradients come from, see `make_train_step`.
         """
         self.model, self.data, self.loss = model, data, loss
         self.batch_size, self.seed = batch_size, seed
@@ -116,7 +119,13 @@ class Training:
         self._waited = 0.0  # seconds that were not added to `position` yet
         rounding_seed = seed if stochastic_rounding else None
         self._step = make_train_step(
-            self._graphdef, optimizer, LOSSES[loss], data.encoding, rounding_seed
+            self._graphdef,
+            optimizer,
+            LOSSES[loss],
+            data.encoding,
+            rounding_seed,
+            None,
+            gradients_of,
         )
         self._errors = make_error_step(self._graphdef, data.encoding)
         self._predict = jax.jit(lambda params, x: predict(self._graphdef, params, x, data.encoding))

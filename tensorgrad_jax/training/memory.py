@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import tensorgrad_jax as tg
 from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.report import write_summary
-from tensorgrad_jax.training.step import Encoding, TrainState, make_train_step, predict
+from tensorgrad_jax.training.step import Encoding, GradientsOf, TrainState, make_train_step, predict
 from tensorgrad_jax.transforms.subspace import InSubspaceState
 
 
@@ -60,6 +60,7 @@ def step_memory(
     batch: Mapping[str, jax.ShapeDtypeStruct],
     loss: str = "l2",
     rounding_seed: int | None = 0,
+    gradients_of: GradientsOf | None = None,
 ) -> StepMemory:
     """Compile a training step, without running it, and count its bytes.
 
@@ -69,6 +70,7 @@ def step_memory(
         batch: shapes and dtypes of "x" and "y", (batch, *grid, channels).
         loss: the training loss.
         rounding_seed: of the rounding of bfloat16 parameters, None rounds to the nearest.
+        gradients_of: where gradients come from, see `make_train_step`.
     """
     graphdef, variables = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(variables)
@@ -80,7 +82,7 @@ def step_memory(
     # In one part, as accelerators run it: the account is of use for them also where it is made on
     # a CPU.
     step = make_train_step(
-        graphdef, optimizer, LOSSES[loss], encoding, rounding_seed, batch_parts=1
+        graphdef, optimizer, LOSSES[loss], encoding, rounding_seed, 1, gradients_of
     )
     peak = peak_bytes(step.lower(state, batch).compile())
 

@@ -48,6 +48,7 @@ Transform = Literal["auto", "fft", "matrix"]
 Precision = Literal["full", "mixed", "half"]
 Weights = Literal["full", "half"]
 Refresh = Literal["transport", "keep", "reset"]
+SecondMoment = Literal["batch", "per_example"]
 # The problems whose data this package generates: their dimension, and what their generators want
 # to know beside the seed, with the generators' own defaults.
 DIMENSIONS = {"nsforcing": 2, "darcy": 2, "burgers": 1}
@@ -250,6 +251,7 @@ class OptConfig(Options):
     b1: Decay = option(0.9, "decay of the first moment")
     b2: Decay = option(0.999, "decay of the second moment")
     eps: Positive = option(1e-8, "added to the root of the second moment")
+    second_moment: SecondMoment = option("batch", "squares of the batch's gradient or of samples'")
     enforce_full_complex_precision: bool = option(True, "False: first moments in bfloat16")
     match_update_size: bool = option(True, "make compressed updates as large as AdamW's")
     per_layer_opt: bool = option(True, "compress large gradients in turn, as they are made")
@@ -389,6 +391,7 @@ _FOR_ALL = "{} is {}, which holds for all moments"
 _OURS = "{} is {}, and only nsforcing, darcy, burgers can be generated"
 _ADAMS = "adamw tensorgrad tensorgrad_sum"
 _WIDE = f"{_ADAMS} subspace_momentum"
+_ALL_WIDE = "{} {} keeps all moments in float32"
 _HALF = "{} {} keeps momentum in bfloat16"
 _NEEDS = [  # an option, the values with which others have an effect, those others, why not else
     ("opt.naive_galore", "True", "opt.galore_2d_proj_type opt.first_dim_rollup", _IS),
@@ -397,6 +400,8 @@ _NEEDS = [  # an option, the values with which others have an effect, those othe
     ("opt.on_refresh", "transport", "opt.reset_sparse_optimizer_states", _FOR_ALL),
     ("opt.update_proj_gap_mode", "linear exponential exponential2", "opt.update_proj_gap_end", _IS),
     ("opt.optimizer_type", _ADAMS, "opt.match_update_size", "{} {} drops nothing"),
+    ("opt.optimizer_type", _ADAMS, "opt.second_moment", "{} {} is not AdamW, nor has it inside"),
+    ("opt.second_moment", "batch", "opt.enforce_full_complex_precision", _ALL_WIDE),
     ("opt.optimizer_type", _WIDE, "opt.enforce_full_complex_precision", _HALF),
     ("opt.optimizer_type", "tensor_muon", "opt.channel_share opt.momentum", _IS),
     ("opt.scheduler", "StepLR", "opt.step_size opt.gamma", _IS),

@@ -48,6 +48,13 @@ def predict(graphdef: Any, params: Any, x: Array, encoding: Encoding) -> Array:
     return prediction if encoding.y is None else encoding.y.decode(prediction)
 
 
+GradientsOf = Callable[[Callable[..., Array]], Callable[..., tuple[Array, Any, dict[str, Any]]]]
+
+
+def _plain_gradients(objective):
+    return lambda params, batch, _: (*jax.value_and_grad(objective)(params, batch), {})
+
+
 def make_train_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
@@ -55,6 +62,7 @@ def make_train_step(
     encoding: Encoding,
     rounding_seed: int | None = 0,
     batch_parts: int | None = None,
+    gradients_of: GradientsOf | None = None,
 ) -> Callable[..., TrainState]:
     """Return the jitted function (state, batch) -> state; the given state's buffers are reused.
 
@@ -70,17 +78,27 @@ def make_train_step(
         batch_parts: into how many parts a batch is cut, each with a computation of its own; None:
             two on CPUs where that is faster, otherwise one. Sums of floating-point numbers apart,
             the step is the same.
+        gradients_of: maps the objective, a function of parameters and batch, to one of (parameters,
+            batch, optimizer state) that returns (value, gradients, further arguments of the
+            optimizer's update); None: `jax.value_and_grad`, and none.
     """
+    if gradients_of is None:
+        gradients_of = _plain_gradients
+    else:
+        batch_parts = 1  # it takes the batch apart by itself
+    with_extra = optax.with_extra_args_support(optimizer)
 
     def objective(params, batch):
         parts = batch_parts or independent_parts(params, batch["x"].shape)
-        x = jnp.split(batch["x"], parts)
-        predictions = jnp.concatenate([predict(graphdef, params, part, encoding) for part in x])
-        return loss(predictions, batch["y"])
+        apply = lambda x: predict(graphdef, params, x, encoding)
+        if parts == 1:
+            return loss(apply(batch["x"]), batch["y"])
+        predictions = [apply(x) for x in jnp.split(batch["x"], parts)]
+        return loss(jnp.concatenate(predictions), batch["y"])
 
     def step(state: TrainState, batch: dict[str, Array]) -> TrainState:
-        value, gradients = jax.value_and_grad(objective)(state.params, batch)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        value, gradients, extra = gradients_of(objective)(state.params, batch, state.opt_state)
+        updates, opt_state = with_extra.update(gradients, state.opt_state, state.params, **extra)
         key = None
         if rounding_seed is not None:
             key = jax.random.fold_in(jax.random.key(rounding_seed), state.step)

@@ -35,13 +35,14 @@ When not to use it: where examples are not independent, as under batch normalisa
 or a contrastive loss. Then there is no gradient of an example, and this raises ValueError. Where
 the batch is one example, it is Adam.
 
-Differences from the original (releases 1.0 and 2.0; later ones are not ported):
+Differences from the original (releases 1.0 and 2.0, and the optimizers of those until 5.0):
 S is the mean of squared gradients of *examples* for every layer; the original sums squares of
 *positions* in dense layers on sequences, convolutions, norms and biases, which is
 `granularity="token"`. BackPACK's sum of squared gradients of a mean is
 `normalisation="backpack"`. A parameter without S falls back to Adam under `default_to_adam`
-(there it is a KeyError), the example with LayerNorm([1, 10]) runs, zero gradients give zero
-updates and not NaN, and weight decay and learning rates take schedules.
+(there it is a KeyError; later releases say `default_to_baseline`), the example with
+LayerNorm([1, 10]) runs, zero gradients give zero updates and not NaN, weight decay is applied once
+per step (in 4.0 and later once per parameter), and it and learning rates take schedules.
 
     original                                 here
     truegrad.nn.X                            flax.nnx.X, or truegrad.nn.X: the same
@@ -51,6 +52,7 @@ updates and not NaN, and weight decay and learning rates take schedules.
     optim.TGAdamW(params, lr, betas, eps,    tg_adamw(learning_rate, betas, eps, weight_decay,
       weight_decay, graft, decay_to_init,      graft, decay_to_init, default_to_adam)
       default_to_adam)
+    optim.TGLaProp, TGRMSProp, Graft, Sign   tg_laprop, tg_rmsprop, graft, sign
     zero_grad, .grad                         no state outside the optimizer's: nothing to reset
 
 Source: L. Nestler, TrueGrad, https://github.com/ClashLuke/TrueGrad.
@@ -59,8 +61,16 @@ Source: L. Nestler, TrueGrad, https://github.com/ClashLuke/TrueGrad.
 from tensorgrad_jax.truegrad.adam import add_decay_to_init as add_decay_to_init
 from tensorgrad_jax.truegrad.adam import scale_by_true_adam as scale_by_true_adam
 from tensorgrad_jax.truegrad.adam import tg_adamw as tg_adamw
+from tensorgrad_jax.truegrad.family import graft as graft
+from tensorgrad_jax.truegrad.family import scale_by_true_rms as scale_by_true_rms
+from tensorgrad_jax.truegrad.family import sign as sign
+from tensorgrad_jax.truegrad.family import tg_laprop as tg_laprop
+from tensorgrad_jax.truegrad.family import tg_rmsprop as tg_rmsprop
 from tensorgrad_jax.truegrad.gradients import coverage as coverage
 from tensorgrad_jax.truegrad.gradients import value_and_grads as value_and_grads
+from tensorgrad_jax.truegrad.subspace import (
+    value_and_grads_in_subspace as value_and_grads_in_subspace,
+)
 
 
 def __getattr__(name: str):

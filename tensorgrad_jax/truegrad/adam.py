@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -11,7 +10,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32, PyTree
 
-from tensorgrad_jax.transforms.moments import abs_squared
+from tensorgrad_jax.projections.pairs import Pair, is_pair
+from tensorgrad_jax.truegrad.squares import (
+    as_large_as,
+    averaged,
+    correction,
+    first_zeros,
+    floored,
+    numbers,
+    second_zeros,
+    squares_of,
+)
 
 EpsMode = Literal["add", "clamp"]
 
@@ -22,7 +31,7 @@ class ScaleByTrueAdamState(NamedTuple):
     Attributes:
         count: int32 (), number of updates so far.
         mu: first moments, shaped like the parameters, float32 or wider; complex for complex ones.
-        nu: second moments of the squares of examples; real.
+        nu: second moments of the squares of examples; real. Where S is missing it is g^2.
         nu_mean: second moments of the mean gradient, as Adam has them; real. None if neither
             `graft` nor `default_to_adam` asks for them.
     """
@@ -40,6 +49,7 @@ def scale_by_true_adam(
     default_to_adam: bool = False,
     eps_mode: EpsMode = "add",
     floor: bool = True,
+    default_to_baseline: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescale updates by Adam with per-example squares in the denominator.
 
@@ -71,6 +81,7 @@ def scale_by_true_adam(
         floor: take max(S, g^2) for S. By Jensen's inequality an exact S is never smaller; sums of
             squared terms (granularity "token") can be, where an entry with S = 0 and g != 0 would
             otherwise take a step of 1/eps.
+        default_to_baseline: the name of `default_to_adam` in later releases; either of them.
 
     Raises:
         ValueError: if an argument is not one of these; at an update, if S is missing or does not
@@ -89,48 +100,44 @@ def scale_by_true_adam(
         on the two meanings of the second moment. Grafting: N. Agarwal et al., arXiv 2002.11803.
     """
     b1, b2, b3 = _checked("scale_by_true_adam", betas, eps, eps_mode)
+    may_miss = default_to_adam or default_to_baseline
+    remedy = "default_to_adam=True gives it Adam"
+
+    seconds = lambda params: jax.tree.map(second_zeros, params, is_leaf=is_pair)
 
     def init_fn(params: optax.Params) -> Any:
-        first = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
-        second = lambda p: jnp.zeros(p.shape, jnp.finfo(first(p).dtype).dtype)
         return ScaleByTrueAdamState(
             count=jnp.zeros((), jnp.int32),
-            mu=jax.tree.map(first, params),
-            nu=jax.tree.map(second, params),
-            nu_mean=jax.tree.map(second, params) if graft or default_to_adam else None,
+            mu=jax.tree.map(first_zeros, params),
+            nu=seconds(params),
+            nu_mean=seconds(params) if graft or may_miss else None,
         )
 
     def update_fn(updates, state, params=None, *, sum_grad_squared=None, **extra) -> Any:
         del params, extra
-        squares = _squares_of(updates, sum_grad_squared, default_to_adam)
-        gradients, structure = jax.tree.flatten(updates)
+        squares = squares_of("scale_by_true_adam", updates, sum_grad_squared, may_miss, remedy)
+        gradients, structure = jax.tree.flatten(updates, is_leaf=is_pair)
         count = cast(Array, optax.safe_increment(state.count))
-        steps = count.astype(jnp.result_type(float))
-        # 1 - b^t, of which b^t in float32 would leave four digits.
-        correction = lambda b: -jnp.expm1(steps * (math.log(b) if b > 0 else -math.inf))
 
         def over_root(m, v, b):
-            root = jnp.sqrt(v / correction(b))
+            root = jnp.sqrt(v / correction(b, count))
             return m / (root + eps if eps_mode == "add" else jnp.maximum(root, eps))
 
         def scaled(g, s, m, v, a):
-            m = b1 * m + (1 - b1) * g.astype(m.dtype)
-            plain = abs_squared(g).astype(v.dtype)
+            kind, m = (Pair if is_pair(g) else jnp.asarray), numbers(m)
+            m = b1 * m + (1 - b1) * numbers(g).astype(m.dtype)
             if a is not None:
-                a = b2 * a + (1 - b2) * plain
-            if s is None:
-                return over_root(m, a, b2) / correction(b1), m, v, a
-            s = s.astype(v.dtype)
-            v = b3 * v + (1 - b3) * (jnp.maximum(s, plain) if floor else s)
-            u = over_root(m, v, b3)
-            if graft:
-                norm, wanted = _norm(u), _norm(over_root(m, a, b2))
-                u = u * jnp.where(norm > 0, wanted / jnp.where(norm > 0, norm, 1), 0)
-            return u / correction(b1), m, v, a
+                a = averaged(a, floored(None, g, floor), b2)
+            v = averaged(v, floored(s, g, floor), b3)
+            u = over_root(m, a, b2) if s is None else over_root(m, v, b3)
+            if graft and s is not None:
+                u = as_large_as(over_root(m, a, b2), u)
+            return kind(u / correction(b1, count)), kind(m), v, a
 
-        mean = [None] * len(gradients) if state.nu_mean is None else state.nu_mean
         columns = [structure.flatten_up_to(tree) for tree in (state.mu, state.nu)]
-        means = mean if state.nu_mean is None else structure.flatten_up_to(mean)
+        means = [None] * len(gradients)
+        if state.nu_mean is not None:
+            means = structure.flatten_up_to(state.nu_mean)
         rows = [scaled(*row) for row in zip(gradients, squares, *columns, means, strict=True)]
         update, mu, nu, nu_mean = (
             structure.unflatten(column) for column in zip(*rows, strict=True)
@@ -142,10 +149,6 @@ def scale_by_true_adam(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _norm(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(abs_squared(x)))
-
-
 def _checked(owner: str, betas: Sequence[float], eps: float, eps_mode: str) -> tuple[float, ...]:
     """Return (b1, b2, b3), or raise."""
     if len(betas) not in (2, 3) or not all(0 <= b < 1 for b in betas):
@@ -155,33 +158,6 @@ def _checked(owner: str, betas: Sequence[float], eps: float, eps_mode: str) -> t
     if eps_mode not in ("add", "clamp"):
         raise ValueError(f"{owner}: eps_mode must be 'add' or 'clamp', got {eps_mode!r}")
     return (*betas, betas[-1])[:3]
-
-
-def _squares_of(updates: Any, squares: Any, may_miss: bool) -> Sequence[Array | None]:
-    """Return S of every parameter, or raise an error that names the one that it does not fit."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(updates)
-    if squares is None:
-        found = [None] * len(paths)
-    else:
-        try:
-            found = structure.flatten_up_to(squares)
-        except ValueError as error:
-            raise ValueError(
-                f"scale_by_true_adam: sum_grad_squared must be a tree like the gradients: {error}"
-            ) from None
-    for (path, g), s in zip(paths, found, strict=True):
-        name = jax.tree_util.keystr(path) or "the parameter"
-        if s is None and not may_miss:
-            raise ValueError(
-                f"scale_by_true_adam: parameter of shape {g.shape} has no sum_grad_squared: {name} "
-                "(default_to_adam=True gives it Adam)"
-            )
-        if s is not None and (s.shape != g.shape or jnp.iscomplexobj(s)):
-            raise ValueError(
-                f"scale_by_true_adam: sum_grad_squared of {name} must be real and of shape "
-                f"{g.shape}, has shape {s.shape} and dtype {s.dtype}"
-            )
-    return found
 
 
 class DecayToInitState(NamedTuple):
@@ -215,6 +191,7 @@ def tg_adamw(
     default_to_adam: bool = False,
     eps_mode: EpsMode = "add",
     floor: bool = True,
+    default_to_baseline: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """TrueGrad's AdamW: `scale_by_true_adam`, decoupled weight decay, a learning rate.
 
@@ -230,6 +207,7 @@ def tg_adamw(
         default_to_adam: see `scale_by_true_adam`.
         eps_mode: see `scale_by_true_adam`.
         floor: see `scale_by_true_adam`.
+        default_to_baseline: see `scale_by_true_adam`.
 
     Returns:
         A transformation whose `update` takes `sum_grad_squared=` and the parameters.
@@ -237,14 +215,24 @@ def tg_adamw(
     Raises:
         ValueError: if an argument is not one of these.
     """
-    if not weight_decay >= 0:
-        raise ValueError(f"tg_adamw: weight_decay must not be negative, got {weight_decay!r}")
-    if not callable(learning_rate) and isinstance(learning_rate, int | float) and learning_rate < 0:
-        raise ValueError(f"tg_adamw: learning_rate must not be negative, got {learning_rate!r}")
-    decay = add_decay_to_init if decay_to_init else optax.add_decayed_weights
-    chained = optax.chain(
-        scale_by_true_adam(betas, eps, graft, default_to_adam, eps_mode, floor),
-        decay(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+    scaled = scale_by_true_adam(
+        betas, eps, graft, default_to_adam, eps_mode, floor, default_to_baseline
     )
+    return with_decay_and_rate("tg_adamw", scaled, learning_rate, weight_decay, decay_to_init)
+
+
+def with_decay_and_rate(
+    owner: str,
+    scaled: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float,
+    decay_to_init: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Return decoupled weight decay and a learning rate behind a transformation, or raise."""
+    if not weight_decay >= 0:
+        raise ValueError(f"{owner}: weight_decay must not be negative, got {weight_decay!r}")
+    if not callable(learning_rate) and isinstance(learning_rate, int | float) and learning_rate < 0:
+        raise ValueError(f"{owner}: learning_rate must not be negative, got {learning_rate!r}")
+    decay = add_decay_to_init if decay_to_init else optax.add_decayed_weights
+    chained = optax.chain(scaled, decay(weight_decay), optax.scale_by_learning_rate(learning_rate))
     return cast(optax.GradientTransformationExtraArgs, chained)

@@ -72,18 +72,22 @@ def steps(optimizer, gradients, squares, start):
     return np.stack(path)
 
 
-def trajectories(cases):
-    """Paths of TGAdamW under these options."""
-    from truegrad.optim import TGAdamW
-
+def trajectories(optimizers):
+    """Paths of optimizers."""
     random = np.random.default_rng(0)
     start, g = random.normal(size=(3, 4)), random.normal(size=(10, 3, 4))
     s = g**2 * (1 + 3 * random.random(g.shape))
     out = {"steps/start": start, "steps/gradients": g, "steps/squares": s}
-    for name, options in cases.items():
-        make = lambda params, options=options: TGAdamW(params, lr=0.02, **options)
+    for name, make in optimizers.items():
         out[f"steps/{name}"] = steps(make, g, s, start)
     return out
+
+
+def adamw(**options):
+    """TGAdamW with these options, of the release that is imported."""
+    from truegrad.optim import TGAdamW
+
+    return lambda params: TGAdamW(params, lr=0.02, **options)
 
 
 def truegrad2():
@@ -97,12 +101,12 @@ def truegrad2():
     out.update(
         trajectories(
             {
-                "plain": {},
-                "no graft": {"graft": False},
-                "two betas": {"betas": (0.8, 0.9), "graft": False},
-                "three betas": {"betas": (0.8, 0.9, 0.95)},
-                "to init": {"decay_to_init": True, "weight_decay": 0.5},
-                "large eps": {"eps": 0.3, "graft": False},
+                "plain": adamw(),
+                "no graft": adamw(graft=False),
+                "two betas": adamw(betas=(0.8, 0.9), graft=False),
+                "three betas": adamw(betas=(0.8, 0.9, 0.95)),
+                "to init": adamw(decay_to_init=True, weight_decay=0.5),
+                "large eps": adamw(eps=0.3, graft=False),
             }
         )
     )
@@ -110,9 +114,25 @@ def truegrad2():
 
 
 def truegrad5():
-    """Steps of the optimizer of release 5.0.0, which clamps roots to eps."""
-    paths = trajectories({"clamp": {"eps": 0.9, "graft": False}, "clamp, graft": {}})
-    return {name: path for name, path in paths.items() if "clamp" in name}
+    """Steps of the optimizers of release 5.0.0, which clamp roots to eps, and of its wrappers."""
+    from truegrad.optim import Graft, Sign, TGLaProp, TGRMSProp
+
+    lr, none = {"lr": 0.02}, {"lr": 0.02, "weight_decay": 0}
+    sgd = lambda p: torch.optim.SGD(p, lr=1)
+    rms = lambda p: TGRMSProp(p, **none, graft=False)
+    return trajectories(
+        {
+            "clamp": adamw(eps=0.9, graft=False),
+            "clamp, graft": adamw(),
+            "laprop": lambda p: TGLaProp(p, **lr, graft=False),
+            "laprop, graft": lambda p: TGLaProp(p, **lr, betas=(0.8, 0.9, 0.7, 0.95)),
+            "rmsprop": lambda p: TGRMSProp(p, **lr, betas=0.8, graft=False),
+            "rmsprop, graft": lambda p: TGRMSProp(p, **lr, betas=(0.8, 0.95)),
+            "graft": lambda p: Graft(p, TGLaProp(p, **none), sgd(p)),
+            "sign": lambda p: Sign(p, rms(p), graft_to_self=False, lr=0.02),
+            "sign, graft": lambda p: Sign(p, rms(p)),
+        }
+    )
 
 
 if __name__ == "__main__":
