@@ -28,7 +28,7 @@ from tensorgrad_jax.backend.pieces import over_pieces
 from tensorgrad_jax.per_example.chunks import CHUNK_NUMBERS, chunk_size, over_chunks
 from tensorgrad_jax.per_example.program import Operation, Variable, read, run
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
-from tensorgrad_jax.per_example.rules import Rule, rule_for, rule_for_terms
+from tensorgrad_jax.per_example.rules import Rule, positions_of_dot, rule_for, rule_for_terms
 from tensorgrad_jax.per_example.slabs import Slabs, is_dense, outer_factors, slabs_of
 from tensorgrad_jax.per_example.uses import Analysis, Nested, Use
 
@@ -66,7 +66,9 @@ def how(use: Use, leaf: Leaf, taps: Taps) -> str | None:
 
 
 def _is_outer(use: Use, leaf: Leaf, taps: Taps) -> bool:
-    return taps.reduction.takes_outer(leaf) and is_dense(use, leaf.shape)
+    if not (taps.reduction.takes_outer(leaf) and is_dense(use, leaf.shape)):
+        return False
+    return taps.reduction.prefers_outer(leaf, positions_of_dot(use))
 
 
 def _slabs(use: Use, leaf: Leaf, taps: Taps) -> Slabs | None:
