@@ -16,25 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from interleaved import by_turns, summary, table, timed, write
-from tensorgrad_jax.models import FNO  # pyright: ignore[reportMissingImports]
+from trak_samples import DEFAULT, compiled_peak, drawn, operator, ways
 
 from tensorgrad_jax import trak
-from tensorgrad_jax.per_example import Project, ProjectLayers, per_example
-from tensorgrad_jax.random_matrices import key_from
-from tensorgrad_jax.trak.kinds import matrix_of
 
 P, K, B = 10**6, 512, 8
 KINDS = ("rademacher", "normal", "sjlt", "srft")
-DEFAULT = {"modes": 16, "channels": 32, "layers": 4, "grid": 64}
 CHUNK, FEATURES = 32, 4096
 
 
@@ -49,7 +44,7 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.facts = self._read()
-        self.peak_rss = 0
+        self.found: list[dict[str, float]] = []
 
     def _read(self):
         assert self.process.stdout is not None
@@ -62,9 +57,8 @@ class Worker:
         """Do it once; return milliseconds."""
         assert self.process.stdin is not None
         print(what, file=self.process.stdin, flush=True)
-        found = self._read()
-        self.peak_rss = found["peak_rss"]
-        return found["ms"]
+        self.found.append(self._read())
+        return self.found[-1]["ms"]
 
 
 def products(peer: str | None, rounds: int) -> dict:
@@ -80,65 +74,6 @@ def products(peer: str | None, rounds: int) -> dict:
     rows = summary(by_turns(runs, rounds), "rademacher")
     print(f"Products, p = {P:,}, k = {K}, B = {B}\n\n{table(rows, 'rademacher')}\n")
     return {"p": P, "k": K, "batch": B, "traker": facts, "rows": rows}
-
-
-def operator(modes: int, channels: int, layers: int, grid: int, n: int):
-    """Return the loss of a sample, shapes of parameters and samples, and parameters' number."""
-    make = lambda: FNO((modes, modes), 1, 1, channels, layers, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(nnx.eval_shape(make), nnx.Param)
-    params = nnx.to_pure_dict(state)
-    p = sum(x.size for x in jax.tree.leaves(params))
-    field = jax.ShapeDtypeStruct((n, grid, grid, 1), jnp.float32)
-
-    def loss(params, batch):
-        x, y = batch
-        errors = jnp.sum((nnx.merge(graph, params)(x) - y) ** 2, axis=(1, 2, 3))
-        return jnp.mean(jnp.sqrt(errors))
-
-    return loss, params, (field, field), p
-
-
-def ways(loss, p: int, k: int) -> dict:
-    """Return functions of parameters and a batch to its features."""
-
-    def fast(kind):
-        def features(params, batch):
-            key = key_from(0)
-            reduction = (
-                ProjectLayers(k, key) if kind == "kron" else Project(matrix_of(kind, p, k), key)
-            )
-            return per_example(loss, reduction, check_independence=False)(params, batch)[2]
-
-        return features
-
-    def exact(params, batch):
-        reduction = Project(matrix_of("rademacher", p, k), key_from(0))
-        return per_example(loss, reduction, method="exact")(params, batch)[2]
-
-    def whole(params, batch):
-        one = lambda sample: jax.grad(loss)(params, jax.tree.map(lambda x: x[None], sample))
-        gradients = jax.vmap(one)(batch)
-        return trak.jl_project(gradients, key_from(0), k, "rademacher")
-
-    return {
-        "fast rademacher": fast("rademacher"),
-        "fast sjlt": fast("sjlt"),
-        "fast kron": fast("kron"),
-        "exact rademacher": exact,
-        "vmap(grad), rademacher": whole,
-    }
-
-
-def compiled_peak(compiled: Any) -> int:
-    """Return the bytes of arguments, results and temporaries."""
-    memory = compiled.memory_analysis()
-    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-
-
-def drawn(structs: Any, seed: int = 0) -> Any:
-    """Return random arrays of these shapes."""
-    draw = lambda s: 0.1 * jax.random.normal(jax.random.key(s.size + seed), s.shape)
-    return jax.tree.map(draw, structs)
 
 
 def features(settings: dict, k: int, rounds: int | None) -> dict:
@@ -177,16 +112,22 @@ def samples(n: int, peer: str | None, rounds: int) -> dict:
             workers[name] = worker = Worker(peer, "trak_peer.py", "samples", FEATURES, CHUNK)
             runs[name] = lambda worker=worker, kind=kind: worker.run(kind) * n / CHUNK
     rows = summary(by_turns(runs, rounds, warm_up=0), "fast rademacher")
-    print(f"{FEATURES:,} features of {n} samples, {CHUNK} at a time, of an FNO of {p:,} parameters\n")
-    print("| | seconds | times fast rademacher | range | compiled peak MiB | peak RSS MiB |")
-    print("|---|---|---|---|---|---|")
+    print(
+        f"{FEATURES:,} features of {n} samples, {CHUNK} at a time, of an FNO of {p:,} parameters\n"
+    )
+    print("| | seconds | times fast rademacher | range | CPU seconds | peak MiB | resident MiB |")
+    print("|---|---|---|---|---|---|---|")
     for name, row in rows.items():
-        peak = workers[name].facts.get("peak_bytes")
-        row |= {"peak_bytes": peak, "peak_rss": workers[name].peak_rss}
+        found, peak = workers[name].found, workers[name].facts.get("peak_bytes")
+        share = n / CHUNK if name.startswith("traker") else 1
+        row["cpu_s"] = share * statistics.median(f["cpu_s"] for f in found)
+        row |= {"peak_bytes": peak, "peak_rss": found[-1]["peak_rss"]}
         account = "-" if peak is None else f"{peak / 2**20:,.0f}"
-        times = f"{row['ratio']:.2f} | {row['low']:.2f} to {row['high']:.2f}"
-        rss = workers[name].peak_rss / 2**20
-        print(f"| {name} | {row['ms'] / 1e3:.1f} | {times} | {account} | {rss:,.0f} |")
+        times = f"{row['ratio']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['cpu_s']:.1f}"
+        print(
+            f"| {name} | {row['ms'] / 1e3:.1f} | {times} | {account} "
+            f"| {row['peak_rss'] / 2**20:,.0f} |"
+        )
     facts = {name: w.facts for name, w in workers.items() if name.startswith("traker")}
     sizes = {"samples": n, "chunk": CHUNK, "k": FEATURES, "p": p}
     return sizes | {"peers": facts, "timed samples of peers": CHUNK, "rows": rows}

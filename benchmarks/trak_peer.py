@@ -4,9 +4,9 @@
     python benchmarks/trak_peer.py samples K BATCH        # and neuraloperator
 
 Prints a line of JSON when it is ready; for every line read from stdin it does its work once and
-prints milliseconds and the largest resident memory so far. "products": gradients of a batch times
-the random matrix of the kind that the line names. "samples": features of a batch of samples of
-the default FNO, in neuraloperator's implementation.
+prints milliseconds, seconds of all threads and the largest resident memory so far. "products":
+gradients of a batch times the random matrix of the kind that the line names. "samples": features of
+a batch of samples of the default FNO, in neuraloperator's implementation.
 
 Gradients of samples are taken one after the other. traker's own ways do not serve here: its
 `FunctionalGradientComputer` needs `torch.func.vmap`, which neuraloperator's FNO refuses because it
@@ -31,11 +31,12 @@ def main():
     versions = {name: importlib.metadata.version(name) for name in ("torch", "traker", *names)}
     print(json.dumps(versions | {"threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         work(line.strip())
         ms = 1e3 * (time.perf_counter() - started)
-        rss = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps({"ms": ms, "peak_rss": rss}), flush=True)
+        found = {"ms": ms, "cpu_s": time.process_time() - cpu}
+        found["peak_rss"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps(found), flush=True)
 
 
 def projector(p, k, kind):

@@ -1,4 +1,4 @@
-"""Functions with a derivative of their own: opened where that is marked to be the body's, else not."""
+"""Functions with a derivative of their own are opened where it is marked to be the body's."""
 
 import functools
 
@@ -106,9 +106,7 @@ def test_marks_survive_transformations():
     marked = with_derivative(same_derivative, 1)
     outer = same_derivative(lambda x, w, twice: marked(x, w) * (2 if twice else 1), (2,))
     outer.defjvp(
-        lambda twice, primals, tangents: jax.jvp(
-            lambda x, w: outer(x, w, twice), primals, tangents
-        )
+        lambda twice, primals, tangents: jax.jvp(lambda x, w: outer(x, w, twice), primals, tangents)
     )
     plain = lambda x, w, twice: x @ w * (2 if twice else 1)
     functions = {
@@ -127,8 +125,8 @@ def test_marks_survive_transformations():
         )
 
     layers = jax.random.normal(jax.random.key(2), (3, 4, 4), jnp.float64)
-    loop = lambda f: lambda w, x: jnp.mean(
-        jax.lax.scan(lambda x, w: (jnp.tanh(f(x, w)), None), x, w)[0] ** 2
+    loop = lambda f: (
+        lambda w, x: jnp.mean(jax.lax.scan(lambda x, w: (jnp.tanh(f(x, w)), None), x, w)[0] ** 2)
     )
     assert uses(loop(marked), layers, x) == {"dot_general"}
     squares = per_example(loop(marked), Squares(), method="fast")(layers, x)[2]

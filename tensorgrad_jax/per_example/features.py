@@ -98,8 +98,8 @@ class ProjectLayers(Reduction):
     A parameter of shape (..., n) is a matrix of n columns, one with a single axis is multiplied by
     a matrix of independent signs. The gradient of a dense layer is a sum of outer products
     x_t d_t^T of its input and cotangent, and its features are (A^T x_t) (x) (B^T d_t): where that
-    is not far more work, neither the gradient nor anything of its size is formed. It is another matrix than that of `Project`, see
-    `tensorgrad_jax.random_matrices.Kron`.
+    is not far more work, neither the gradient nor anything of its size is formed. It is another
+    matrix than that of `Project`, see `tensorgrad_jax.random_matrices.Kron`.
 
     Attributes:
         columns: number of features, k; A has the largest divisor of k up to sqrt(k) as number of

@@ -17,7 +17,8 @@ from jax.extend import core
 from tensorgrad_jax.backend.derivatives import has_same_derivative
 
 # Calls that only name a part of a program. Other operations that hold one (loops, checkpoints,
-# functions with derivatives of their own) mean something and stay as they are.
+# functions with derivatives of their own) mean something and stay as they are; `parts_of` tells
+# what may be opened all the same.
 _OPENED = {"jit", "pjit", "closed_call", "core_call"}
 
 
