@@ -1,8 +1,9 @@
 """Functions with a derivative of their own that is the one of what they compute.
 
 A processor may want a derivative in another order of products than JAX's own. The numbers are the
-same, but JAX can no longer see it: what takes a program apart (`tensorgrad_jax.per_example`) has to
-treat a function with a derivative of its own as one piece. A mark says that it need not.
+same, but a program does not show it: what takes programs apart, as reductions of per-example
+gradients do, has to treat a function with a derivative of its own as one piece. A mark says that it
+need not.
 """
 
 from __future__ import annotations
