@@ -4,6 +4,7 @@
 # make lint         ruff and pyright
 # make docs         the documentation as a site, site/index.html; a wrong link fails
 # make validation   comparisons with what is known in closed form, a few minutes
+# make faults       attacks on train.py: kills, signals, damaged files, full disks; half an hour
 # make bench        the benchmarks; with PyTorch peers after: .venv/bin/pip install -e '.[bench]'
 VENV ?= .venv
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PY := $(VENV)/bin/python
 NEWEST_VENV ?= .venv-newest
 NEWEST_PYTHON ?= python3.13
 
-.PHONY: train test test-newest lint docs validation bench format clean
+.PHONY: train test test-newest lint docs validation faults bench format clean
 
 train: $(VENV)/.train
 	$(PY) train.py $(ARGS)
@@ -31,6 +32,9 @@ lint: $(VENV)/.dev
 # With --quiet MkDocs would not count warnings, and a wrong link would pass.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+faults: $(VENV)/.test
+	$(PY) -m tests.faults $(ARGS)
 
 validation: $(VENV)/.train
 	for script in validation/*.py; do $(PY) $$script || exit 1; done

@@ -46,6 +46,10 @@ def tensor_specs(model_or_params: Any) -> Any:
         0
     """
     params = model_or_params
+    if params is None:
+        raise ValueError(
+            "tensor_specs: model_or_params must be a module, a state or a tree of arrays, got None"
+        )
     if isinstance(params, nnx.Module):
         params = nnx.state(params, nnx.Param)
     is_variable = lambda x: isinstance(x, nnx.Variable)

@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from tensorgrad_jax.projections import Projection, Residual, Sum, Tucker, UnstructuredSparse
-from tensorgrad_jax.projections.plain import plain
+from tensorgrad_jax.projections.plain import (
+    check_choice,
+    check_dtype,
+    decay,
+    not_negative,
+    number,
+    positive,
+    rate,
+    shown,
+)
 from tensorgrad_jax.projections.ranks import RankSpec
 from tensorgrad_jax.projections.selection import Selection
 from tensorgrad_jax.transforms import (
@@ -105,17 +116,14 @@ def tensorgrad(
         S. Loeschcke et al., TensorGRaD, arXiv 2501.02379.
     """
     composites = {"residual": Residual, "sum": Sum}
-    if mode not in composites:
-        raise ValueError(f"tensorgrad: mode must be 'residual' or 'sum', got {mode!r}")
+    check_choice("tensorgrad", "mode", mode, ("residual", "sum"))
+    check_choice("tensorgrad", "order", order, ("sparse_first", "low_rank_first"))
+    lambda_sparse = number("tensorgrad", "lambda_sparse", lambda_sparse)
     sparse, low_rank = UnstructuredSparse(sparse_ratio, sparse_type), Tucker(rank, n_iter)
     if order == "sparse_first":
         projection = composites[mode](sparse, low_rank, (lambda_sparse, 1.0))
-    elif order == "low_rank_first":
-        projection = composites[mode](low_rank, sparse, (1.0, lambda_sparse))
     else:
-        raise ValueError(
-            f"tensorgrad: order must be 'sparse_first' or 'low_rank_first', got {order!r}"
-        )
+        projection = composites[mode](low_rank, sparse, (1.0, lambda_sparse))
     return projected_adamw(
         learning_rate,
         projection,
@@ -183,7 +191,6 @@ def projected_adamw(
         >>> tg.state_bytes(state)["total"]  # of 16516 that optax.adamw has
         3244
     """
-    b1, b2, eps = (_real(x) for x in (b1, b2, eps))
     scaled = in_subspace(
         scale_by_adam(b1, b2, eps, mu_dtype),
         projection,
@@ -195,7 +202,7 @@ def projected_adamw(
         per_layer=per_layer,
         match_size=match_size,
     )
-    return _with_decay_and_rate(scaled, weight_decay, mask, learning_rate)
+    return _with_decay_and_rate("projected_adamw", scaled, weight_decay, mask, learning_rate)
 
 
 def subspace_momentum(
@@ -266,7 +273,9 @@ def subspace_momentum(
         >>> tg.state_bytes(state)["total"]  # of 16516 that optax.adamw has
         2328
     """
-    b1, b2, eps = (_real(x) for x in (b1, b2, eps))
+    b1 = decay("subspace_momentum", "b1", b1)
+    check_dtype("subspace_momentum", "mu_dtype", mu_dtype)
+    check_choice("subspace_momentum", "match_size", match_size, (True, False))
     numerator = in_subspace(
         momentum(b1, mu_dtype),
         projection,
@@ -281,7 +290,7 @@ def subspace_momentum(
     scaled = scale_by_factored_rms(b2, eps, specs, numerator, max_rms=1.0)
     if match_size:
         scaled = as_large_as(scale_by_adam(b1, b2, eps), scaled, specs, seed)
-    return _with_decay_and_rate(scaled, weight_decay, mask, learning_rate)
+    return _with_decay_and_rate("subspace_momentum", scaled, weight_decay, mask, learning_rate)
 
 
 def tensor_muon(
@@ -354,10 +363,14 @@ def tensor_muon(
         K. Jordan et al., Muon, 2024 (of matrices). T. Nguyen et al., Subset-norm and
         subspace-momentum, arXiv 2411.07120 (momentum in a subspace).
     """
-    b1 = _real(plain(b1))
-    if isinstance(b1, int | float) and not 0 <= b1 < 1:
-        raise ValueError(f"tensor_muon: b1 must be in [0, 1), got {b1!r}")
-    adam_b1, adam_b2, eps = (_real(x) for x in (adam_b1, adam_b2, eps))
+    b1 = decay("tensor_muon", "b1", b1)
+    adam_b1, adam_b2 = (
+        decay("tensor_muon", name, x) for name, x in (("adam_b1", adam_b1), ("adam_b2", adam_b2))
+    )
+    eps = not_negative("tensor_muon", "eps", eps)
+    scale = positive("tensor_muon", "scale", scale)
+    matrix_scale = positive("tensor_muon", "matrix_scale", matrix_scale)
+    check_dtype("tensor_muon", "mu_dtype", mu_dtype)
     averaged = momentum(b1, mu_dtype, nesterov=True)
 
     def of_tensors(specs):
@@ -392,26 +405,28 @@ def tensor_muon(
         kind,
         specs,
     )
-    return _with_decay_and_rate(scaled, weight_decay, mask, learning_rate)
+    return _with_decay_and_rate("tensor_muon", scaled, weight_decay, mask, learning_rate)
 
 
 def _with_decay_and_rate(
+    owner: str,
     scaled: optax.GradientTransformation,
     weight_decay: optax.ScalarOrSchedule,
     mask: Any,
     learning_rate: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     """Return what AdamW does to scaled gradients: decoupled decay, then the step size."""
-    learning_rate, weight_decay = (
-        x if callable(x) else _real(x) for x in (learning_rate, weight_decay)
-    )
+    learning_rate = rate(owner, "learning_rate", learning_rate)
+    weight_decay = rate(owner, "weight_decay", weight_decay)
+    if mask is not None and not callable(mask):
+        of_leaves = jax.tree.leaves(mask)
+        if not of_leaves or not all(isinstance(x, bool | np.bool_) for x in of_leaves):
+            raise ValueError(
+                f"{owner}: mask must be a tree of truth values like the parameters, or a function "
+                f"that makes one of them, got {shown(mask)}"
+            )
     return optax.chain(
         scaled,
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def _real(number: Any) -> Any:
-    # optax.inject_hyperparams gives numbers the dtype of the first parameter, be it complex.
-    return number.real if jnp.iscomplexobj(number) else number

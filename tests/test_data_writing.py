@@ -127,13 +127,15 @@ def test_streamed_samples_are_checked_too(tmp_path, monkeypatch):
     ],
 )
 def test_wrong_options_are_one_line_and_leave_no_obstacle(tmp_path, capsys, option, value, message):
-    right = {"out": tmp_path, "n_train": 2, "n_test": 1, "resolution": 8, "t_end": 0.1}
+    out = tmp_path / "new" / "folder"
+    right = {"out": out, "n_train": 2, "n_test": 1, "resolution": 8, "t_end": 0.1}
     flags = [f"--{k}={v}" for k, v in (right | {option: value}).items()]
     assert main(["navier-stokes", *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
     assert all(p.exists() for p in generate_navier_stokes(**right))
 
 

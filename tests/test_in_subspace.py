@@ -288,14 +288,14 @@ def test_moments_that_cannot_be_carried_are_refused_in_init():
     [
         ({"inner": 3}, "inner must be an Optax transformation, got 3"),
         ({"projection": 0.25}, "projection must be a Projection or a tree of them, got 0.25"),
-        ({"update_proj_gap": 0}, "update_proj_gap must be a positive integer or a schedule, got 0"),
+        ({"update_proj_gap": 0}, "update_proj_gap must be a positive integer .*, got 0"),
         ({"update_proj_gap": 2.5}, "update_proj_gap must be .*, got 2.5"),
         ({"on_refresh": "carry"}, "on_refresh must be one of .*, got 'carry'"),
         ({"complement": "add"}, "complement must be one of .*, got 'add'"),
         ({"stagger": 1}, "stagger must be True or False, got 1"),
         ({"match_size": 1}, "match_size must be True or False, got 1"),
         ({"match_size": True, "complement": "pass"}, 'match_size needs complement="drop"'),
-        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
+        ({"seed": 0.5}, "seed must be an integer in .*, got 0.5"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -367,7 +367,7 @@ def test_planned_ranks_go_where_the_energy_is():
     state = optimizer.init(gradients)
     assert state.inner.mu["w"].shape == ranks["w"]
     assert state.inner.mu["b"].shape == (3,)
-    with pytest.raises(ValueError, match=r"budget must be in \(0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"budget must be a number in \(0, 1\], got 1.5"):
         tg.plan_ranks(gradients, 1.5)
 
 

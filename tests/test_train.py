@@ -47,10 +47,11 @@ def arguments(data, runs, **options):
 
 def final_state(folder):
     """Every array of the newest checkpoint, by its path."""
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        restored = manager.restore(
-            manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore())
-        )["state"]
+    steps = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal()]
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(
+            (folder / "checkpoints" / str(max(steps)) / "state").absolute()
+        )
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
@@ -231,7 +232,9 @@ def test_a_diverging_run_says_so(data, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: training diverged in epoch 1")
     assert "opt.learning_rate" in error
-    assert not any((tmp_path / "wild" / "checkpoints").glob("[0-9]*"))
+    last = tmp_path / "wild" / "checkpoints" / "0"
+    assert f"the last checkpoint is {last}" in error
+    assert all(np.isfinite(x).all() for x in final_state(tmp_path / "wild").values())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What train.py refuses before it writes anything: options, model and data that do not fit."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ from tensorgrad_jax.models import FNO
 
 import train
 from tensorgrad_jax.data import hdf5
+from tensorgrad_jax.data.folders import FolderInUseError, locked
 from tensorgrad_jax.training import run
 from tensorgrad_jax.training.config import parse
 from tensorgrad_jax.training.options import ConfigError, FnoConfig
-from tensorgrad_jax.training.run import make_run_folder
+from tensorgrad_jax.training.run_folder import make_run_folder, new_run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 FILL = -1.797e308
@@ -95,7 +97,10 @@ def test_a_field_of_another_shape_than_its_name_says(tmp_path, capsys, n_modes):
     [
         ({"data__dimension": 1}, "fno.n_modes: got [4,4], expected 1 entry: data.dimension is 1"),
         ({"data__dimension": 2}, "samples of shape (8,), expected (8, 8) or (C, 8, 8)"),
-        ({"data__dimension": 0}, "data.dimension: got '0', expected an integer >= 1 or null"),
+        (
+            {"data__dimension": 0},
+            "data.dimension: got '0', expected an integer in [1",
+        ),
         (
             {"data__dimension": 3, "data__problem": "darcy"},
             "data.dimension: got 3, expected 2: data.problem darcy is 2-dimensional",
@@ -148,7 +153,7 @@ def test_numbers_that_are_infinite_in_float32(
     [
         ({"fno__channel_mlp_expansion": 0.1}, "fno.channel_mlp_expansion: got 0.1, expected"),
         ({"fno__lifting_channel_ratio": 0.2}, "fno.lifting_channel_ratio: got 0.2, expected"),
-        ({"fno__projection_channel_ratio": 1e308}, "fno.projection_channel_ratio: got 1e+308"),
+        ({"fno__projection_channel_ratio": 1e37}, "fno.projection_channel_ratio: got 1e+37"),
     ],
 )
 def test_options_of_which_nothing_can_be_built(tmp_path, capsys, options, expected):
@@ -168,25 +173,54 @@ def test_what_cannot_be_compiled_leaves_no_folder(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def made(config):
+    """The folder of a run whose filling is a file, and the lock that it holds."""
+    held = contextlib.ExitStack()
+    return make_run_folder(config, lambda path: (path / "filled").touch(), held), held
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name in ("file", "link", "file/below"):
+    for name in ("file", "link", "file/below", "x" * 300, "/proc/runs"):
         config = parse(["--opt.save_dir", str(tmp_path / name)])
-        with pytest.raises(ConfigError, match=rf"opt.save_dir: got '.*{name}', expected a folder"):
-            make_run_folder(config)
+        for make in (new_run_folder, made):
+            with pytest.raises(ConfigError, match=rf"opt.save_dir: got '.*{name}', expected a fol"):
+                make(config)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
-def test_two_runs_that_start_together_get_a_folder_each(tmp_path, monkeypatch):
-    """Both see that the name is free; the second finds the first one's folder."""
+def test_a_folder_is_there_complete_or_not_at_all(tmp_path):
+    config = parse(["--opt.save_dir", str(tmp_path), "--name", "mine"])
+    (tmp_path / ".mine.new" / "checkpoints").mkdir(parents=True)  # of a process that was killed
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with contextlib.ExitStack() as held, pytest.raises(OSError, match="No space"):
+        make_run_folder(config, full, held)
+    assert not any(tmp_path.iterdir())
+    folder, _ = made(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.name for path in folder.iterdir()] == ["filled"]
+
+
+def test_runs_that_start_together_get_a_folder_each(tmp_path):
     config = parse(["--opt.save_dir", str(tmp_path)])
-    first = make_run_folder(config)
-    seen = iter([first])
-    later = run.new_run_folder
-    monkeypatch.setattr(run, "new_run_folder", lambda c: next(seen, None) or later(c))
-    second = make_run_folder(config)
-    assert (second.parent, second.name) == (tmp_path, first.name + "_2")
-    assert (second / "config.yaml").is_file()
+    first, held = made(config)
+    with pytest.raises(FolderInUseError), locked(first):
+        pass
+    held.close()
+    with locked(first):
+        pass
+    other = tmp_path / f".{first.name}_2.new"
+    other.mkdir()
+    with locked(other):  # a run is just making the next one
+        assert made(config)[0].name == first.name + "_3"
+        named = parse(["--opt.save_dir", str(tmp_path), "--name", first.name + "_2"])
+        with pytest.raises(ConfigError, match="another run is just making"):
+            made(named)
+    assert made(named)[0].name == first.name + "_2"
 
 
 def test_one_number_cannot_be_normalised(tmp_path, capsys):

@@ -14,10 +14,9 @@ from tensorgrad_jax.models import FNO, tensor_specs
 import tensorgrad_jax as tg
 from tensorgrad_jax.data import DataError
 from tensorgrad_jax.training import loop
-from tensorgrad_jax.training.checkpoints import InterruptedRunError
 from tensorgrad_jax.training.data_sets import TestSet as OneTest
 from tensorgrad_jax.training.data_sets import data_sets
-from tensorgrad_jax.training.loop import Training
+from tensorgrad_jax.training.loop import InterruptedRunError, Training
 from tensorgrad_jax.training.report import write_report
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 
+from tensorgrad_jax.data.folders import check_space, made
 from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32
 
 _CHUNK_BYTES = 2**26
@@ -41,15 +42,17 @@ def convert(source: str | Path, target: str | Path) -> Path:
     _check(source, tensors)
     partial = target.with_name(target.name + ".partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(partial, "w") as file:
-            for name in FIELDS:
-                _copy(source, tensors[name], file, name)
-        partial.replace(target)
+        with made(target.parent):
+            check_space(target.parent, 4 * sum(tensors[name].numel() for name in FIELDS))
+            try:
+                with h5py.File(partial, "w") as file:
+                    for name in FIELDS:
+                        _copy(source, tensors[name], file, name)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise DataError(f"{target}: cannot be written ({error.strerror or error})") from error
     return target
 
 

@@ -19,6 +19,9 @@ from jaxtyping import Float
 
 from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32, grid_dimension
 
+# What h5py raises where a file is damaged.
+_UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError)
+
 # Files up to this size are read at once; of larger ones a sample is read when it is asked for.
 IN_MEMORY_BYTES = 2**30
 
@@ -62,6 +65,9 @@ class FieldSource:
             return {name: self.arrays[name][index] for name in FIELDS}
         # Opened anew: handles are not shared between the loader's threads.
         with open_file(self.path) as file:
+            for name, shape in self.shapes.items():
+                if _checked_shape(self.path, file, name) != shape:
+                    raise DataError(f"{self.path}: was changed while it was in use")
             raw = _read(self.path, file, slice(self.start + index, self.start + index + 1))
         return {name: self._laid_out(samples)[0] for name, samples in raw.items()}
 
@@ -147,7 +153,7 @@ def find_file(root: str | Path, problem: str, split: str, resolution: int) -> Pa
 
 
 def _resolutions(root: Path, problem: str, split: str) -> list[int]:
-    pattern = re.compile(re.escape(f"{problem}_{split}_") + r"(\d+)\.hdf5")
+    pattern = re.compile(re.escape(f"{problem}_{split}_") + r"([1-9][0-9]*)\.hdf5")
     matches = (pattern.fullmatch(path.name) for path in root.iterdir())
     return sorted(int(m.group(1)) for m in matches if m)
 
@@ -156,7 +162,7 @@ def open_file(path: Path) -> h5py.File:
     """Open a file for reading."""
     try:
         return h5py.File(path, "r")
-    except OSError as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: not a readable HDF5 file ({error})") from error
 
 
@@ -166,8 +172,10 @@ def _read(path: Path, file: h5py.File, samples: slice) -> dict[str, np.ndarray]:
     for name in FIELDS:
         try:
             values = np.asarray(field_of(file, name)[samples])
-        except OSError as error:
+        except _UNREADABLE as error:
             raise DataError(f"{path}: damaged, its samples cannot be read ({error})") from error
+        if len(values) != samples.stop - samples.start:
+            raise DataError(f"{path}: was changed while it was in use")
         fields[name] = as_float32(path, name, values, samples.start)
     return fields
 
@@ -178,9 +186,19 @@ def field_of(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def _checked_shape(path: Path, file: h5py.File, name: str) -> tuple[int, ...]:
-    field = file.get(name)
+    try:
+        # A link may lead in a circle, or to another file.
+        linked = not isinstance(file.get(name, getlink=True), h5py.HardLink | None)
+        field = None if linked else file.get(name)
+        found = sorted(file)
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: damaged, {name} cannot be read ({error})") from error
     if not isinstance(field, h5py.Dataset):
-        raise DataError(f"{path}: no data set {name!r}; expected x and y, found {sorted(file)}")
+        what = "a link" if linked else "no data set"
+        raise DataError(f"{path}: {what} {name!r}; expected data sets x and y, found {found}")
+    if field.external or field.is_virtual:
+        # Where one of those is missing, zeros would be read.
+        raise DataError(f"{path}: the numbers of {name} are in other files, expected them in it")
     if field.dtype.kind != "f" or field.ndim < 2:
         raise DataError(
             f"{path}: {name} has shape {field.shape} and type {field.dtype}, expected floating-"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from tensorgrad_jax.data.folders import check_space, locked, made
 from tensorgrad_jax.data.hdf5 import field_of, open_file, sample_count
 from tensorgrad_jax.data.samples import FIELDS, DataError, as_float32
 
@@ -48,17 +49,23 @@ def write_resumably(
             another number of samples than fits, the folder cannot be written, or a sample that was
             made is not finite in float32.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
-    with _only_writer(path.parent):
+    say = f"waiting for another process that writes into {path.parent}"
+    with contextlib.ExitStack() as folder:
+        try:
+            folder.enter_context(made(path.parent))
+        except OSError as error:
+            raise DataError(
+                f"{path.parent}: the folder cannot be made ({error.strerror})"
+            ) from error
+        # Without it, two runs that start together would take each other's file for damaged.
+        folder.enter_context(locked(path.parent, wait=lambda: print(say, file=sys.stderr)))
         if path.exists():
             _check_complete(path, n_samples, options)
             return False
         partial = path.with_name(path.name + ".partial")
         try:
             _discard_if_worthless(partial, n_samples, options)
+            check_space(path.parent, 0)
             try:
                 with h5py.File(partial, "a") as file:
                     _fill(path, file, n_samples, sample_shape, options, make, chunk, progress)
@@ -66,7 +73,7 @@ def write_resumably(
                 _discard_if_empty(partial)
                 raise
         except OSError as error:
-            raise DataError(f"{partial}: cannot be written ({error})") from error
+            raise DataError(f"{partial}: cannot be written ({error.strerror or error})") from error
         partial.replace(path)
     return True
 
@@ -77,29 +84,6 @@ def was_generated(path: Path) -> bool:
         return "done" in file.attrs
 
 
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases should the process be killed.
-
-    Without it, two runs that start together would take each other's unfinished file for damaged.
-    """
-    if os.name != "posix":  # Windows has no locks on folders
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that writes into {folder}", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _fill(path, file, n_samples, sample_shape, options, make, chunk, progress) -> None:
     if "done" not in file.attrs:
         for name in FIELDS:
@@ -108,10 +92,11 @@ def _fill(path, file, n_samples, sample_shape, options, make, chunk, progress) -
             )
         file.attrs.update(options)
         file.attrs["done"] = 0
-    done = int(file.attrs["done"])
+    done = _done(path, file, n_samples)
     progress(done)
     while done < n_samples:
         numbers = range(done, min(done + chunk, n_samples))
+        check_space(path.parent, 8 * len(numbers) * math.prod(sample_shape))
         for name, values in zip(FIELDS, make(numbers), strict=True):
             file[name][numbers.start : numbers.stop] = as_float32(
                 path, name, np.asarray(values), numbers.start
@@ -122,6 +107,20 @@ def _fill(path, file, n_samples, sample_shape, options, make, chunk, progress) -
         file.attrs["done"] = done
         file.flush()
         progress(done)
+
+
+def _done(path: Path, file: h5py.File, n_samples: int | None) -> int:
+    """Return the number of samples that are in the file."""
+    done = np.asarray(file.attrs["done"])
+    counts = done.shape == () and done.dtype.kind in "iu"
+    if counts and done == 0:
+        return 0
+    most = sample_count(path, file) if n_samples is None else n_samples
+    if not counts or not 0 < done <= most:
+        raise DataError(
+            f"{path}: damaged, it claims to hold {done} of {most} samples; remove the file"
+        )
+    return int(done)
 
 
 def _check_complete(path: Path, n_samples: int, options: Mapping[str, Any]) -> None:
@@ -141,7 +140,7 @@ def _discard_if_worthless(partial: Path, n_samples: int, options: Mapping[str, A
         return
     try:
         with h5py.File(partial, "r") as file:
-            if file.attrs.get("done", 0):
+            if "done" in file.attrs and _done(partial, file, None):
                 _check_options(partial, file, options)
                 planned = sample_count(partial, file)
                 if planned != n_samples:
@@ -157,9 +156,9 @@ def _discard_if_worthless(partial: Path, n_samples: int, options: Mapping[str, A
 
 def _discard_if_empty(partial: Path) -> None:
     """Remove an unfinished file that holds no sample: what failed left nothing behind."""
-    with contextlib.suppress(OSError):  # not there, or not readable
+    with contextlib.suppress(OSError, DataError):  # not there, or not readable
         with h5py.File(partial, "r") as file:
-            empty = not file.attrs.get("done", 0)
+            empty = "done" not in file.attrs or _done(partial, file, None) == 0
         if empty:
             partial.unlink()
 

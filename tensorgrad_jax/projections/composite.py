@@ -15,7 +15,7 @@ from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.projections.base import Basis, Compact, Leaf, Projection
 from tensorgrad_jax.projections.pairs import Pair, Tensor
-from tensorgrad_jax.projections.plain import make_plain
+from tensorgrad_jax.projections.plain import make_plain, shown
 from tensorgrad_jax.projections.unstructured import UnstructuredSparse
 
 
@@ -32,10 +32,14 @@ class _Composite(Projection):
         owner = type(self).__name__
         for name in ("first", "second"):
             if not isinstance(part := getattr(self, name), Projection):
-                raise ValueError(f"{owner}: {name} must be a Projection, got {part!r}")
+                raise ValueError(f"{owner}: {name} must be a Projection, got {shown(part)}")
         w = self.weights
-        if not isinstance(w, tuple) or len(w) != 2 or not all(math.isfinite(x) for x in w):
-            raise ValueError(f"{owner}: weights must be a tuple of two finite numbers, got {w!r}")
+        real = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
+        pair = isinstance(w, tuple) and len(w) == 2 and all(map(real, w))
+        if not pair or not all(map(math.isfinite, w)):
+            raise ValueError(
+                f"{owner}: weights must be a tuple of two finite numbers, got {shown(w)}"
+            )
 
     def _lift_weights(self, compact):
         """Return the weights of the lifted parts; the compact forms tell their sizes."""

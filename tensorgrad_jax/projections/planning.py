@@ -6,11 +6,13 @@ import math
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from tensorgrad_jax.projections.leaf import LeafProjection, TensorSpec
 from tensorgrad_jax.projections.pairs import as_array
+from tensorgrad_jax.projections.plain import check_choice, number, shown
 from tensorgrad_jax.projections.tucker import Tucker
 
 
@@ -42,8 +44,14 @@ def plan_ranks(
     Raises:
         ValueError: if the budget is not in (0, 1] or a spec does not fit its leaf.
     """
-    if not 0 < budget <= 1:
-        raise ValueError(f"plan_ranks: budget must be in (0, 1], got {budget!r}")
+    budget = number("plan_ranks", "budget", budget, "a number in (0, 1]", lambda x: 0 < x <= 1)
+    check_choice("plan_ranks", "factors", factors, ("complex", "real"))
+    for path, g in jax.tree_util.tree_leaves_with_path(gradients):
+        name = f"gradients{jax.tree_util.keystr(path)}"
+        if not hasattr(g, "ndim"):
+            raise ValueError(f"plan_ranks: {name} must be an array, got {shown(g)}")
+        if not bool(jnp.isfinite(jnp.asarray(g)).all()):
+            raise ValueError(f"plan_ranks: {name} has entries that are not finite")
     if specs is None:
         specs = jax.tree.map(lambda g: TensorSpec() if g.ndim >= 2 else None, gradients)
 
@@ -57,10 +65,13 @@ def plan_ranks(
         return _greedy(_energies(tensors, factors == "real"), tensors.shape[1:], budget)
 
     treedef = jax.tree.structure(gradients)
-    planned = [
-        plan(g, s)
-        for g, s in zip(jax.tree.leaves(gradients), treedef.flatten_up_to(specs), strict=True)
-    ]
+    try:
+        of_leaves = treedef.flatten_up_to(specs)
+    except ValueError as error:
+        raise ValueError(
+            f"plan_ranks: specs must be a tree like the gradients, got {shown(specs)}"
+        ) from error
+    planned = [plan(g, s) for g, s in zip(jax.tree.leaves(gradients), of_leaves, strict=True)]
     return treedef.unflatten(planned)
 
 

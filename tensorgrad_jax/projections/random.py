@@ -12,7 +12,7 @@ from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from tensorgrad_jax.backend.pieces import over_pieces
 from tensorgrad_jax.projections.base import Leaf, Projection
-from tensorgrad_jax.projections.plain import check_scale
+from tensorgrad_jax.projections.plain import check_choice, check_scale, shown
 from tensorgrad_jax.projections.selection import check_size, kept_count, stratified
 from tensorgrad_jax.random_matrices import SJLT, Normal, Rademacher, RandomMatrix, key_from
 
@@ -78,10 +78,9 @@ class RandomProjection(Projection):
     def __post_init__(self):
         if not isinstance(self.ratio, int | float) or not 0 < self.ratio <= 1:
             raise ValueError(
-                f"RandomProjection: ratio must be a number in (0, 1], got {self.ratio!r}"
+                f"RandomProjection: ratio must be a number in (0, 1], got {shown(self.ratio)}"
             )
-        if self.kind not in _KINDS:
-            raise ValueError(f"RandomProjection: kind must be one of {_KINDS}, got {self.kind!r}")
+        check_choice("RandomProjection", "kind", self.kind, _KINDS)
         check_scale("RandomProjection", self.scale)
 
     def count(self, shape: tuple[int, ...]) -> int:

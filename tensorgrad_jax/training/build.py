@@ -90,14 +90,15 @@ def build_data(config: Config) -> DataSets:
         source = open_dataset(
             *training_file, data.n_validation, start=data.n_train, dimension=data.dimension
         )
-        validation = TestSet(data.train_resolution, source, data.test_batch_sizes[0])
+        at_once = min(data.test_batch_sizes[0], data.n_validation)
+        validation = TestSet(data.train_resolution, source, at_once)
     tests = []
     for resolution, n, batch_size in zip(
         data.test_resolutions, data.n_tests, data.test_batch_sizes, strict=True
     ):
         file = (data.root, data.problem, "test", resolution)
         source = open_dataset(*file, n, dimension=train.dimension)
-        tests.append(TestSet(resolution, source, batch_size))
+        tests.append(TestSet(resolution, source, min(batch_size, n)))
     encode = {"encode_input": data.encode_input, "encode_output": data.encode_output}
     return data_sets(train, tests, validation, **encode)
 

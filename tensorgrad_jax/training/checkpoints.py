@@ -1,21 +1,27 @@
-"""What outlives a process: checkpoints, metrics, and the signals that ask it to end.
+"""Checkpoints of a run: what changes from step to step, where it stands, and what it is a run of.
 
-A checkpoint holds what changes from step to step, and where in the data the run stands.
+Orbax writes the arrays. What it does not do is added here: a checkpoint knows the hash of every
+file in it, so that damage is noticed, and an older one is used where the newest is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
-import signal
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from tensorgrad_jax.data.folders import check_space
+from tensorgrad_jax.training.records import write_text
 from tensorgrad_jax.training.step import TrainState
 
 _KEPT = 2
@@ -23,6 +29,10 @@ _KEPT = 2
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or of another run."""
+
+
+class StorageError(OSError):
+    """A checkpoint could not be written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,123 +58,204 @@ class Position:
         return {"seconds": round(self.seconds, 3), "data_seconds": round(self.data_seconds, 3)}
 
 
-class Checkpoints:
-    """The folder `checkpoints/` of a run.
+class Record(NamedTuple):
+    """What a checkpoint holds beside the arrays.
 
-    A checkpoint is written under a temporary name and renamed when it is complete, so that a
-    process killed in between leaves the one before in place. The last two are kept.
+    Attributes:
+        position: where the run stood.
+        rows: the metrics of its epochs.
+        run: what it is a run of, as given to `Checkpoints`.
+        files: the SHA-256 of every file of the arrays, by its path.
     """
 
-    def __init__(self, folder: Path):
-        # Orbax tells every step it takes.
-        logging.getLogger("absl").setLevel(logging.WARNING)
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=_KEPT, create=True, enable_async_checkpointing=False
-            ),
-        )
-        self.folder = folder
+    position: Position
+    rows: list[dict[str, Any]]
+    run: dict[str, Any]
+    files: dict[str, str]
 
-    def save(self, state: TrainState, position: Position) -> None:
-        """Write a checkpoint, unless there is one of this very step."""
-        if self._manager.latest_step() == position.step:
-            return
-        self._manager.save(
-            position.step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                position=ocp.args.JsonSave(dataclasses.asdict(position)),
-            ),
-        )
-        self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Position]:
-        """Return the newest checkpoint.
+class Checkpoints:
+    """The folder `checkpoints/` of a run; a checkpoint is a folder in it, called after its step.
+
+    It holds `state/`, the arrays as Orbax's `StandardCheckpointer` writes them, and record.json, a
+    `Record` with a hash of its own. It is written under a temporary name and renamed when it is
+    complete, so that a process killed in between leaves the one before in place. The last two are
+    kept.
+
+    Attributes:
+        folder: the folder.
+        run: what the checkpoints are of; whatever JSON can hold.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any] | None = None):
+        """Open the folder, which is made with the first checkpoint."""
+        # Orbax tells every step it takes, and with a traceback what it could not read.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.folder, self.run = folder, dict(run or {})
+        self._arrays = ocp.StandardCheckpointer()
+        self._damaged: set[int] = set()
+
+    def save(
+        self, state: TrainState, position: Position, rows: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Write a checkpoint, unless there is an intact one of this very step.
+
+        Args:
+            state: the arrays.
+            position: where the run stands.
+            rows: the metrics of its epochs, which are kept with it.
+
+        Raises:
+            StorageError: if it could not be written; those before it are untouched.
+        """
+        path = self.folder / str(position.step)
+        temporary = path.with_name(f".{path.name}.new").absolute()
+        try:
+            self._set_damaged_aside()
+            if path.exists():
+                return
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            self.folder.mkdir(parents=True, exist_ok=True)
+            check_space(self.folder, sum(x.nbytes for x in jax.tree.leaves(state)))
+            self._arrays.save(temporary / "state", state)
+            self._arrays.wait_until_finished()
+            record = {
+                "position": dataclasses.asdict(position),
+                "rows": list(rows),
+                "run": self.run,
+                "files": _hashes(temporary),
+            }
+            record["hash"] = _hash_of_text(record)
+            write_text(temporary / "record.json", json.dumps(record, allow_nan=False))
+            temporary.rename(path)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise StorageError(f"{path}: cannot be written: {_first_line(error)}") from error
+        for step in self._steps()[_KEPT:]:
+            shutil.rmtree(self.folder / str(step), ignore_errors=True)
+
+    def record(self) -> Record:
+        """Return the record of the newest checkpoint whose record is intact.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        steps = self._steps()
+        for step in steps:
+            with contextlib.suppress(CheckpointError):
+                return self._record(step)
+        raise self._none() if not steps else self._reason(steps[0])
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Record]:
+        """Return the newest checkpoint that is intact; one line on stderr if it is an older one.
 
         Args:
             like: a state with the shapes and dtypes to expect; its values are not used.
 
         Raises:
-            CheckpointError: if there is none, or it does not fit `like`.
+            CheckpointError: if there is none that fits `like`; the message tells why not the
+                newest.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"no complete checkpoint in {self.folder}")
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} is damaged or belongs to another "
-                f"configuration: {first_line}"
-            ) from error
-        return restored["state"], Position(**restored["position"])
+        first: CheckpointError | None = None
+        for step in self._steps():
+            try:
+                restored = self._restore(step, like)
+            except CheckpointError as error:
+                first = first or error
+                self._damaged.add(step)
+                continue
+            if first is not None:
+                print(f"{first}; going on from {self.folder / str(step)}", file=sys.stderr)
+            return restored
+        self._damaged = set()  # all of them: rather another configuration
+        raise first or self._none()
+
+    def newest(self) -> Path | None:
+        """Return the path of the newest checkpoint that is not known to be damaged."""
+        steps = [step for step in self._steps() if step not in self._damaged]
+        return self.folder / str(steps[0]) if steps else None
 
     def close(self) -> None:
-        """Release the manager's threads."""
-        self._manager.close()
+        """Release Orbax's threads."""
+        self._arrays.close()
+
+    def _steps(self) -> list[int]:
+        """Return the steps of all checkpoints, the newest first."""
+        names = (path.name for path in self.folder.iterdir()) if self.folder.is_dir() else ()
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def _none(self) -> CheckpointError:
+        return CheckpointError(f"no complete checkpoint in {self.folder}")
+
+    def _reason(self, step: int) -> CheckpointError:
+        """Return why the record of a checkpoint cannot be read."""
+        try:
+            self._record(step)
+        except CheckpointError as error:
+            return error
+        raise AssertionError
+
+    def _record(self, step: int) -> Record:
+        path = self.folder / str(step)
+        try:
+            read = json.loads((path / "record.json").read_text(encoding="utf-8"))
+            intact = read.pop("hash") == _hash_of_text(read)
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            reason = f"its record.json cannot be read ({_first_line(error)})"
+            raise CheckpointError(f"checkpoint {path} is damaged: {reason}") from error
+        if not intact:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: its record.json is not what was written"
+            )
+        return Record(**read | {"position": Position(**read["position"])})
+
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Record]:
+        path, record = self.folder / str(step), self._record(step)
+        found = _hashes(path)
+        # Found here: Orbax tells of damage in hundreds of lines, or not at all.
+        for name in record.files:
+            if found.get(name) != record.files[name]:
+                what = "is missing" if name not in found else "is not what was written"
+                raise CheckpointError(f"checkpoint {path} is damaged: {name} {what}")
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            state = self._arrays.restore((path / "state").absolute(), target)
+        except Exception as error:  # of Orbax, of TensorStore, of JAX: shapes that differ
+            raise CheckpointError(
+                f"checkpoint {path} belongs to another configuration: {_first_line(error)}"
+            ) from error
+        return state, record
+
+    def _set_damaged_aside(self) -> None:
+        """Move what could not be read to a folder beside: of its steps there will be new ones."""
+        for step in self._damaged:
+            aside = self.folder.with_name("damaged_checkpoints")
+            aside.mkdir(exist_ok=True)
+            target, n = aside / str(step), 1
+            while target.exists():
+                n += 1
+                target = aside / f"{step}_{n}"
+            (self.folder / str(step)).rename(target)
+        self._damaged = set()
 
 
-def append_metrics(folder: Path, row: dict[str, Any]) -> None:
-    """Append one epoch to metrics.jsonl."""
-    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a checkpoint's arrays, by its path."""
+    found = {}
+    for path in sorted((checkpoint / "state").rglob("*")):
+        if path.is_file():
+            with open(path, "rb") as file:
+                name = path.relative_to(checkpoint).as_posix()
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
-def read_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
-    """Return the first `epochs` epochs of metrics.jsonl and cut the file after them.
-
-    A process that was killed may have written an epoch whose checkpoint it never reached, or
-    half a line.
-    """
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines[:epochs]]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return rows
+def _hash_of_text(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-class InterruptedRunError(Exception):
-    """The process was asked to end, and everything is saved."""
-
-
-class Interrupts:
-    """Within this context SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed.
-
-    Attributes:
-        received: whether one has come.
-    """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self):
-        self.received = False
-        self._before = {}
-
-    def __enter__(self) -> Interrupts:
-        """Take over the signals."""
-        for number in self._SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, frame):
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = True
+def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

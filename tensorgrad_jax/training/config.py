@@ -7,25 +7,30 @@ mistake is a `ConfigError` of one line; only --help prints and ends the process.
 import contextlib
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from yaml.composer import ComposerError
 
 from tensorgrad_jax.training.options import OPTIONS, Config, ConfigError, allowed, describe, wrong
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "config"
+# What the YAML reader raises, for a wrong tag for instance.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError)
 _SECTIONS = ("data", "fno", "opt")
 _HELP = "usage: train.py [--config_file FILE] [--SECTION.OPTION VALUE ...]\n\nThe options:"
 
 
-def parse(argv: list[str]) -> Config:
+def parse(argv: list[str], base: Mapping[str, Any] | None = None) -> Config:
     """The configuration given by command-line arguments.
 
     Args:
         argv: `--config_file FILE` (as given or in config/, also without its ending .yaml) and
             flags `--section.option VALUE` or `--section.option=VALUE`; the last of two counts.
+        base: what stands where there is no `--config_file`, as a file's content; None: nothing.
 
     Raises:
         ConfigError: an option is unknown, wrong, contradicts others or, as a flag, has no effect.
@@ -35,7 +40,11 @@ def parse(argv: list[str]) -> Config:
         print(_HELP, describe("\n--{} {}\n    {}; expects {}"), sep="\n")
         raise SystemExit(0)
     flags = _read_flags(argv)
-    given = _read_file(flags.pop("config_file")) if "config_file" in flags else {}
+    if "config_file" in flags:
+        path = _find(flags.pop("config_file"))
+        given = _by_full_name(_load(path), str(path))
+    else:
+        given = _by_full_name(base or {}, "the run's checkpoint")
     tree: dict[str, Any] = {section: {} for section in ("", *_SECTIONS)}
     for name, (value, source) in (given | {name: (flags[name], "") for name in flags}).items():
         section, _, option = name.rpartition(".")
@@ -48,6 +57,18 @@ def parse(argv: list[str]) -> Config:
         if name in unused and text != "null":
             raise ConfigError(f"--{name} {text}: has no effect: {unused[name]}")
     return config
+
+
+def folder_to_resume(argv: list[str]) -> str | None:
+    """The folder that `--opt.resume_from_dir` names, None without one or for --help.
+
+    Raises:
+        ConfigError: an option is unknown, or its value is missing or not allowed.
+    """
+    if "--help" in argv or "-h" in argv:
+        return None
+    name = "opt.resume_from_dir"
+    return _converted(name, _read_flags(argv).get(name, "null"), "")
 
 
 def to_yaml(config: Config) -> str:
@@ -87,18 +108,18 @@ def _read_flags(argv: list[str]) -> dict[str, str]:
     return flags
 
 
-def _read_file(name: str) -> dict[str, tuple[Any, str]]:
-    """The options in a file by full name, each with the file's path."""
-    given, path = {}, _find(name)
-    for key, content in _load(path).items():
+def _by_full_name(tree: Mapping[Any, Any], source: str) -> dict[str, tuple[Any, str]]:
+    """The options of sections by full name, each with where it is from."""
+    given = {}
+    for key, content in tree.items():
         if key in _SECTIONS and not isinstance(content, dict | None):
-            raise ConfigError(f"{key}: got {content!r} in {path}, expected a mapping of options")
+            raise ConfigError(f"{key}: got {content!r} in {source}, expected a mapping of options")
         prefix = f"{key}." if key in _SECTIONS else ""
         for option, value in (content or {}).items() if prefix else [(key, content)]:
             if f"{prefix}{option}" not in OPTIONS or (not prefix and "." in option):
                 known = list(OPTIONS) if prefix else [*Config.model_fields, *OPTIONS]
-                _unknown(f"{prefix}{option}", f" in {path}", known)
-            given[f"{prefix}{option}"] = value, str(path)
+                _unknown(f"{prefix}{option}", f" in {source}", known)
+            given[f"{prefix}{option}"] = value, source
     return given
 
 
@@ -113,11 +134,13 @@ def _find(name: str) -> Path:
     raise wrong("--config_file", name, f"a YAML file or one of {', '.join(shipped)}{hint}")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[Any, Any]:
     where = f"--config_file {path}"
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
+    except _UNREADABLE as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         told = problem or f"expected a YAML text file: {' '.join(str(error).split())}"
         raise ConfigError(f"{where}{f', line {mark.line + 1}' if mark else ''}: {told}") from None
@@ -130,7 +153,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _as_yaml(text: str) -> Any:
     try:  # YAML takes 0012 for octal, and nothing for null
         return int(text) if text.isdecimal() else text and yaml.load(text, Loader=_Loader)
-    except (ValueError, yaml.YAMLError):
+    except (RecursionError, *_UNREADABLE):
         return text
 
 
@@ -141,12 +164,24 @@ def _unknown(name: str, where: str, known: list[str]) -> NoReturn:
     close = difflib.get_close_matches(last, sorted({other for _, other in split.values()}), 1, 0.7)
     found = [option for option in split if split[option][1] in close]
     found.sort(key=lambda option: split[option][0] != section)
+    if name in found:  # at the top of a file
+        section, _, last = name.rpartition(".")
+        raise ConfigError(f"{name}: got it{where}, expected {last} below {section}:")
     hint = f"did you mean {found[0]}?" if found else "--help lists all options"
     raise ConfigError(f"{name}: unknown option{where}; {hint}")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number and a key given twice is an error."""
+    """YAML in which 1e-3 is a number, and a key given twice and an alias are errors.
+
+    Aliases of aliases can make of a few lines more than any memory holds, or what never ends.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.events.AliasEvent):
+            problem = "aliases such as *name are not read"
+            raise ComposerError(None, None, problem, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         keys = [key for key, _ in node.value]

@@ -28,23 +28,29 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from tensorgrad_jax.data import batches, n_batches
-from tensorgrad_jax.training.checkpoints import (
-    Checkpoints,
-    InterruptedRunError,
-    Interrupts,
-    Position,
-    append_metrics,
-)
+from tensorgrad_jax.training.checkpoints import Checkpoints, Position
 from tensorgrad_jax.training.data_sets import DataSets, TestSet
 from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.memory import peak_bytes
-from tensorgrad_jax.training.step import TrainState, make_error_step, make_train_step, predict
+from tensorgrad_jax.training.records import append_metrics
+from tensorgrad_jax.training.step import (
+    TrainState,
+    finite_leaves,
+    make_error_step,
+    make_train_step,
+    predict,
+)
+from tensorgrad_jax.training.stops import Interrupts
 
 ArrayLike = Any  # NumPy or JAX
 
 
 class DivergedError(Exception):
-    """The training loss is not finite any more."""
+    """The loss, a parameter, the optimizer's state or a test error is not finite any more."""
+
+
+class InterruptedRunError(Exception):
+    """The process was asked to end, and everything is saved."""
 
 
 def steps_per_epoch(data: DataSets, batch_size: int, max_batches: int | None = None) -> int:
@@ -105,6 +111,8 @@ class Training:
         )
         self.position = Position()
         self.rows: list[dict[str, Any]] = []
+        # An optimizer may start from an infinite number, the best loss so far for instance.
+        self._never_finite = [name for name, ok in finite_leaves(self.state).items() if not ok]
         self._waited = 0.0  # seconds that were not added to `position` yet
         rounding_seed = seed if stochastic_rounding else None
         self._step = make_train_step(
@@ -130,7 +138,8 @@ class Training:
             save_every: epochs between checkpoints. The last epoch and a stop save in any case.
 
         Raises:
-            DivergedError: if the loss became NaN or infinite; the last checkpoint is from before.
+            DivergedError: if the loss, the state or a test error became NaN or infinite; the last
+                checkpoint is from before.
             InterruptedRunError: if the process was asked to end; a checkpoint was saved. Another
                 `fit` goes on from there.
         """
@@ -165,10 +174,7 @@ class Training:
         """Do the rest of an epoch, its tests and its checkpoint."""
         started = time.monotonic()
         finished = self._train_epoch(n_epochs, interrupts)
-        if not math.isfinite(float(self.state.loss_sum)):
-            raise DivergedError(
-                f"training diverged in epoch {self.position.epoch + 1}: the loss is not finite"
-            )
+        self._check_finite()
         if finished:
             self._finish_epoch(n_epochs, folder, started)
         else:
@@ -176,7 +182,7 @@ class Training:
         due = self.position.epoch % save_every == 0
         last = self.position.epoch == n_epochs
         if checkpoints is not None and (due or last or not finished or interrupts.received):
-            checkpoints.save(self.state, self.position)
+            checkpoints.save(self.state, self.position, self.rows)
         if interrupts.received and not last:
             raise InterruptedRunError(f"stopped after step {self.position.step}")
 
@@ -214,6 +220,10 @@ class Training:
     def _finish_epoch(self, n_epochs: int, folder: Path | None, started: float) -> None:
         train_loss = float(self.state.loss_sum) / self.steps_per_epoch
         tests = {str(test.resolution): self._test(test) for test in self.data.tests}
+        validation = self.data.validation and self._test(self.data.validation)
+        for name, errors in _by_set(tests, validation).items():
+            if not all(map(math.isfinite, errors.values())):
+                raise self._diverged(f"the error of {name}")
         last_step = self.position.step - 1
         self.state = self.state._replace(loss_sum=jnp.zeros(()))
         self.position = dataclasses.replace(self.position, epoch=self.position.epoch + 1, batch=0)
@@ -225,12 +235,27 @@ class Training:
             "learning_rate": float(np.asarray(self.schedule(last_step))),
             **self.position.rounded_seconds(),
             "tests": tests,
-            "validation": self.data.validation and self._test(self.data.validation),
+            "validation": validation,
         }
         self.rows.append(row)
         if folder is not None:
             append_metrics(folder, row)
         tqdm.write(_epoch_line(row, n_epochs, self.loss))
+
+    def _check_finite(self) -> None:
+        """Raise unless the loss and all numbers of the state that were finite at first still are.
+
+        A parameter may be lost in the last step of an epoch, of which no loss tells.
+        """
+        if not math.isfinite(float(self.state.loss_sum)):
+            raise self._diverged("the loss")
+        for name, finite in finite_leaves(self.state).items():
+            if not finite and name not in self._never_finite:
+                raise self._diverged(name)
+
+    def _diverged(self, what: str) -> DivergedError:
+        epoch = self.position.epoch + 1
+        return DivergedError(f"training diverged in epoch {epoch}: {what} is not finite")
 
     def _add_seconds(self, started: float) -> None:
         p = self.position
@@ -262,10 +287,17 @@ class Training:
         return {name: float(np.mean(np.concatenate(parts)[:n])) for name, parts in errors.items()}
 
 
+def _by_set(
+    tests: dict[str, dict[str, float]], validation: dict[str, float] | None
+) -> dict[str, dict[str, float]]:
+    """Return the errors by the name of their set."""
+    sets = {f"test {resolution}": errors for resolution, errors in tests.items()}
+    return sets | ({"validation": validation} if validation else {})
+
+
 def _epoch_line(row: dict[str, Any], n_epochs: int, loss: str) -> str:
-    sets = {f"test {resolution}": errors for resolution, errors in row["tests"].items()}
-    sets |= {"validation": row["validation"]} if row["validation"] else {}
-    tests = "  ".join(f"{name}: L2 {e['l2']:.4f} H1 {e['h1']:.4f}" for name, e in sets.items())
+    sets = _by_set(row["tests"], row["validation"]).items()
+    tests = "  ".join(f"{name}: L2 {e['l2']:.4f} H1 {e['h1']:.4f}" for name, e in sets)
     width = len(str(n_epochs))
     return (
         f"epoch {row['epoch']:>{width}}/{n_epochs}  train {loss.upper()} {row['train_loss']:.4f}  "

@@ -4,6 +4,7 @@ To add an option, add its line to a class: check, --help, docs/train.md and the 
 follow. Where it has no effect beside another option, a row of `_NEEDS` says so.
 """
 
+import math
 import typing
 from collections.abc import Iterator
 from operator import attrgetter
@@ -12,25 +13,30 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 # Types with their constraints, and how the two read in a sentence.
-Count = Annotated[int, Field(ge=1), "an integer >= 1"]
-Natural = Annotated[int, Field(ge=0), "an integer >= 0"]
+# Counters on the device are int32, and numbers float32, in which 1 - 1e-8 is 1.
+Count = Annotated[int, Field(ge=1, lt=2**31), "an integer in [1, 2**31)"]
+Few = Annotated[int, Field(ge=1, le=1000), "an integer in [1, 1000]"]
+Natural = Annotated[int, Field(ge=0, lt=2**31), "an integer in [0, 2**31)"]
 Seed = Annotated[int, Field(ge=0, lt=2**32), "an integer in [0, 2**32)"]
-Positive = Annotated[float, Field(gt=0), "a number > 0"]
-NonNegative = Annotated[float, Field(ge=0), "a number >= 0"]
+Positive = Annotated[float, Field(ge=1e-37, le=1e38), "a number in [1e-37, 1e38]"]
+NonNegative = Annotated[float, Field(ge=0, le=1e38), "a number in [0, 1e38]"]
 Fraction = Annotated[float, Field(gt=0, le=1), "a number in (0, 1]"]
 Share = Annotated[float, Field(ge=0, le=1), "a number in [0, 1]"]
-Decay = Annotated[float, Field(ge=0, lt=1), "a number in [0, 1)"]
-Text = Annotated[str, Field(pattern=r"\S"), "a text that is not empty"]
-_WORD = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-Name = Annotated[str, _WORD, "a file name of letters, digits and ._-"]
+Decay = Annotated[float, Field(ge=0, le=1 - 1e-7), "a number in [0, 1 - 1e-7]"]
+# A file may be called anything but with a NUL character.
+Text = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$"), "a text that is not empty"]
+_WORD = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
+Name = Annotated[str, _WORD, "a file name of at most 100 letters, digits and ._-"]
 _LIST = Field(min_length=1, strict=False)  # a list becomes a tuple
-_COUNTS = "a list such as [64,64], each item an integer >= 1"
+_COUNTS = "a list such as [64,64], each item an integer in [1, 2**31)"
 _SHARES = "a list such as [0.25,0.25], each item a number in [0, 1]"
 Counts = Annotated[tuple[Count, ...], _LIST, _COUNTS]
 Shares = Annotated[tuple[Share, ...], _LIST, _SHARES]
 # The type of the numbers decides: 1 is a rank of one, 1.0 keeps everything.
 _Budget = Annotated[InstanceOf[float], Field(gt=0, le=1)]
-_RANK = "a number in (0, 1], an integer >= 1, or a list of one of the two such as [8,8,4,4]"
+_RANK = (
+    "a number in (0, 1], an integer in [1, 2**31), or a list of one of the two such as [8,8,4,4]"
+)
 Rank = Annotated[Count | _Budget | Counts | Annotated[tuple[_Budget, ...], _LIST], _RANK]
 Optimizer = Literal["tensor_muon", "adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"]
 Kind = Literal["low_rank", "structured_sparse", "unstructured_sparse"]
@@ -152,6 +158,9 @@ class DataConfig(Options):
             object.__setattr__(self, name, default if value is None else value)
         due = f"{known}: data.problem {self.problem} is {known}-dimensional"
         yield known not in (None, self.dimension), "dimension", self.dimension, due
+        if self.dt is not None and self.t_end is not None:
+            due = f"at least 1e-7 data.t_end = {1e-7 * self.t_end:.3g}"
+            yield self.dt < 1e-7 * self.t_end, "dt", self.dt, due
         due = f"at most data.n_train = {self.n_train}"
         yield self.batch_size > self.n_train, "batch_size", self.batch_size, due
         alone = self.n_train == self.train_resolution == 1
@@ -169,7 +178,7 @@ class FnoConfig(Options):
     prefix = "fno."
     n_modes: Counts = option((16, 16), "Fourier modes kept per axis")
     hidden_channels: Count = option(32, "width of the network")
-    n_layers: Count = option(4, "number of Fourier layers")
+    n_layers: Few = option(4, "number of Fourier layers")
     positional_embedding: Literal["grid"] | None = option("grid", "coordinates as further inputs")
     norm: Literal["group_norm"] | None = option(None, "normalization in every layer")
     stabilizer: Literal["tanh"] | None = option(None, "applied before every Fourier transform")
@@ -195,6 +204,9 @@ class FnoConfig(Options):
         rounded = {"lifting_channel_ratio": int, "projection_channel_ratio": int}
         rounded |= {"channel_mlp_expansion": round} if self.use_channel_mlp else {}
         due = "a ratio that leaves from 1 to 2^31 - 1 channels of fno.hidden_channels = "
+        wide = 2 * math.prod(self.n_modes) * self.hidden_channels**2 > 2**40
+        few = "fewer: a spectral weight would have more than 2^40 numbers"
+        yield wide, "hidden_channels", self.hidden_channels, few
         for name, rounding in rounded.items():
             ratio = getattr(self, name)
             width = ratio * self.hidden_channels
@@ -225,12 +237,12 @@ class OptConfig(Options):
     update_proj_gap: Count | None = option(None, "steps to a refresh; null: 200, tensor_muon 50")
     update_proj_gap_mode: GapMode = option("fixed", "how the gap changes in training")
     update_proj_gap_end: Count | None = option(None, "gap at the end, unless the mode is fixed")
-    n_iter_max_tucker: Count = option(1, "sweeps of the Tucker decomposition")
+    n_iter_max_tucker: Few = option(1, "sweeps of the Tucker decomposition")
     svd_type: Literal["gram", "svd", "randomized"] = option("gram", "how factors are computed")
     tucker_warm_restart: bool = option(True, "svd and randomized start from the factors before")
     naive_galore: bool = option(False, "low_rank is GaLore's: of a matrix view, not of the tensor")
     galore_2d_proj_type: Side = option("std", "naive_galore: side of the basis; std: the shorter")
-    first_dim_rollup: Count = option(1, "naive_galore: row axes, the first of (in, out, *modes)")
+    first_dim_rollup: Few = option(1, "naive_galore: row axes, the first of (in, out, *modes)")
     on_refresh: Refresh = option("transport", "moments: carried over, left as they are, new")
     reset_sparse_optimizer_states: bool = option(False, "moments of single entries start anew")
     learning_rate: Positive = option(1e-2, "step size")
@@ -251,12 +263,13 @@ class OptConfig(Options):
     save_every: Count = option(1, "epochs between checkpoints")
     save_dir: Text = option("runs", "folder that holds the folders of the runs")
     resume_from_dir: Text | None = option(None, "folder of the run to continue")
+    allow_changes: bool = option(False, "continue though options or data are not the run's")
     profiling: bool = option(False, "write memory.json, memory.png: the bytes of a step, AdamW's")
     max_batches: Count | None = option(None, "batches per epoch at most")
 
     def _rules(self):
         endless = self.update_proj_gap_mode != "fixed" and self.update_proj_gap_end is None
-        due = f"an integer >= 1 with opt.update_proj_gap_mode {self.update_proj_gap_mode}"
+        due = f"an integer in [1, 2**31) with opt.update_proj_gap_mode {self.update_proj_gap_mode}"
         yield endless, "update_proj_gap_end", None, due
 
     def optimizer(self) -> str:
@@ -293,11 +306,14 @@ class Config(Options):
             check_modes(modes, data.dimension, known if data.problem in DIMENSIONS else told)
         due = f"at most data.train_resolution = {data.train_resolution}: no sample would reach "
         yield max(modes) > data.train_resolution, "fno.n_modes", modes, due + "the modes beyond"
+        steps = opt.n_epochs * min(-(-data.n_train // data.batch_size), opt.max_batches or 2**31)
+        due = "fewer: more than 2**31 steps cannot be counted"
+        yield steps >= 2**31, "opt.n_epochs", opt.n_epochs, due
         axes, rows = len(modes) + (1 if self.fno.separable else 2), opt.first_dim_rollup
         due = f"at most {axes - 1}: a spectral weight has {axes} axes, and columns are needed too"
         yield opt.naive_galore and rows >= axes, "opt.first_dim_rollup", rows, due
         lengths = f"{axes} entries, one per axis of a spectral weight: its channels and fno.n_modes"
-        due = "a number in (0, 1] or an integer >= 1 with opt.naive_galore: a matrix has one rank"
+        due = "a number in (0, 1] or an integer with opt.naive_galore: a matrix has one rank"
         for name, kind in zip(("rank", "second_rank"), (*kinds, None, None), strict=False):
             rank = getattr(opt, name)
             many, matrix = isinstance(rank, tuple), opt.naive_galore and kind == "low_rank"
@@ -345,6 +361,8 @@ class Config(Options):
             value = opt.optimizer() if is_type else str(attrgetter(name)(self))
             if value not in values.split():
                 unused = dict.fromkeys(others.split(), why.format(name, value)) | unused
+        if opt.resume_from_dir is None:
+            unused["opt.allow_changes"] = "opt.resume_from_dir is null"
         # What cannot be made is not made in any case.
         off = {"data.generate"} if not self.data.generate else set()
         about = [*about, "channel_share", "momentum"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 
 import tensorgrad_jax as tg
 from tensorgrad_jax.training.figures import plot_loss, plot_prediction
+from tensorgrad_jax.training.records import write_text
 
 __all__ = [
     "MemoryRow",
@@ -132,20 +132,8 @@ def write_summary(path: str | os.PathLike, summary: Mapping[str, Any]) -> None:
     Raises:
         TypeError: a value has no JSON form.
     """
-    path = Path(path)
     text = json.dumps(_jsonable(summary), indent=2, allow_nan=False) + "\n"
-    # In the same folder: a rename is atomic only within one file system.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_text(Path(path), text)
 
 
 def _jsonable(value):

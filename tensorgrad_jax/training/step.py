@@ -105,3 +105,20 @@ def make_error_step(graphdef: Any, encoding: Encoding) -> Callable[..., dict[str
         }
 
     return jax.jit(errors)
+
+
+def finite_leaves(state: TrainState) -> dict[str, bool]:
+    """Return by name of every parameter and of the optimizer's arrays whether it is finite."""
+    named = {
+        f"{what} {jax.tree_util.keystr(path)}": leaf
+        for what, tree in (("parameter", state.params), ("optimizer state", state.opt_state))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    finite = jax.device_get(_all_finite(list(named.values())))
+    return dict(zip(named, map(bool, finite), strict=True))
+
+
+@jax.jit
+def _all_finite(leaves: list[Array]) -> list[Array]:
+    return [jnp.isfinite(leaf).all() for leaf in leaves]

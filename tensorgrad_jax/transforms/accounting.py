@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tensorgrad_jax.projections.plain import shown
 from tensorgrad_jax.transforms.subspace import InSubspaceState
 
 
@@ -32,7 +33,7 @@ def state_bytes(opt_state: optax.OptState) -> dict[str, int]:
             if is_compressed(node):
                 basis += sum(_nbytes(x) for x in jax.tree.leaves(node.basis))
                 pending += [node.count, node.next_refresh, node.inner]
-            elif jnp.ndim(node) == 0:
+            elif not getattr(node, "ndim", 0):
                 other += _nbytes(node)
             else:
                 moments += _nbytes(node)
@@ -42,5 +43,8 @@ def state_bytes(opt_state: optax.OptState) -> dict[str, int]:
 def _nbytes(x: Any) -> int:
     if isinstance(x, jax.Array):
         return sum(shard.data.nbytes for shard in x.addressable_shards)
-    x = x if hasattr(x, "dtype") else jnp.asarray(x)
+    if isinstance(x, bool | int | float | complex):
+        return jnp.result_type(x).itemsize
+    if not hasattr(x, "dtype"):
+        raise ValueError(f"state_bytes: opt_state must hold arrays, got {shown(x)}")
     return math.prod(x.shape) * x.dtype.itemsize

@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32
 
 from tensorgrad_jax.projections.leaf import TensorSpec
-from tensorgrad_jax.projections.plain import plain
+from tensorgrad_jax.projections.plain import decay, not_negative, number
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
+from tensorgrad_jax.transforms.inner import check_transformation
 from tensorgrad_jax.transforms.leaves import Specs, named_leaves
 from tensorgrad_jax.transforms.moments import abs_squared, bias_correction
 from tensorgrad_jax.transforms.packing import times_real
@@ -90,16 +91,11 @@ def scale_by_factored_rms(
     References:
         N. Shazeer and M. Stern, Adafactor, arXiv 1804.04235, section 3 (of a matrix).
     """
-    b2, eps, max_rms = plain(b2), plain(eps), plain(max_rms)
-    if isinstance(b2, int | float) and not 0 <= b2 < 1:
-        raise ValueError(f"scale_by_factored_rms: b2 must be in [0, 1), got {b2!r}")
-    if isinstance(eps, int | float) and eps < 0:
-        raise ValueError(f"scale_by_factored_rms: eps must not be negative, got {eps!r}")
-
-    if max_rms is not None and (isinstance(max_rms, bool) or not max_rms > 0):
-        raise ValueError(
-            f"scale_by_factored_rms: max_rms must be a positive number or None, got {max_rms!r}"
-        )
+    owner = "scale_by_factored_rms"
+    b2, eps = decay(owner, "b2", b2), not_negative(owner, "eps", eps)
+    if max_rms is not None:
+        max_rms = number(owner, "max_rms", max_rms, "a positive number or None", lambda x: x > 0)
+    check_transformation(owner, "numerator", optax.identity() if numerator is None else numerator)
 
     inner = optax.with_extra_args_support(optax.identity() if numerator is None else numerator)
 

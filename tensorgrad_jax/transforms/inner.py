@@ -10,9 +10,16 @@ import optax
 
 from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.pairs import is_pair
+from tensorgrad_jax.projections.plain import shown
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts
 from tensorgrad_jax.transforms.packing import unpacked
 from tensorgrad_jax.transforms.roles import Role
+
+
+def check_transformation(owner: str, name: str, value: Any) -> None:
+    """Raise ValueError unless the argument is an Optax transformation."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise ValueError(f"{owner}: {name} must be an Optax transformation, got {shown(value)}")
 
 
 def check_needs_no_parameters(

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from tensorgrad_jax.projections.leaf import TensorSpec
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
-from tensorgrad_jax.transforms.leaves import Specs, named_leaves
+from tensorgrad_jax.transforms.leaves import Specs, check_fits, named_leaves
 from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
 
 Make = Callable[[dict[str, TensorSpec | None]], optax.GradientTransformation]
@@ -63,6 +63,7 @@ def by_kind(
         return ByKindState({k: made[k].init(own) for k, own in groups.items()})
 
     def update_fn(updates, state, params=None, **extra_args):
+        check_fits("update", "gradient", updates, params)
         arrays, groups, made, treedef = take_apart(updates)
         of_params = {} if params is None else named_leaves(params, specs)[0]
         scaled, inner = {}, {}

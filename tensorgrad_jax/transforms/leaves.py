@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from tensorgrad_jax.projections.base import Projection
 from tensorgrad_jax.projections.leaf import LeafProjection, TensorSpec
+from tensorgrad_jax.projections.plain import shown
 
 Specs = PyTree | Callable[[PyTree], PyTree] | None
 
@@ -101,6 +102,42 @@ def take_apart(tree: PyTree, projection: Projection | PyTree, specs: Specs) -> L
     return Leaves(arrays, compressed, treedef)
 
 
+def check_fits(owner: str, what: str, tree: PyTree, params: PyTree | None) -> None:
+    """Raise a ValueError that names the leaf where a tree is not like the parameters.
+
+    Args:
+        owner: whose argument the tree is.
+        what: it holds, "gradient" or "update".
+        tree: of arrays; None where it holds nothing on purpose.
+        params: the parameters; None where they are not known.
+    """
+    if params is None:
+        return
+    given, wanted = _with_names(tree), _with_names(params)
+    for name, leaf in wanted.items():
+        if name not in given:
+            raise ValueError(f"{owner}: no {what} for the parameter {name}")
+        if given[name] is not None and leaf is not None:
+            found, expected = jnp.shape(given[name]), jnp.shape(leaf)
+            if found != expected:
+                raise ValueError(
+                    f"{owner}: the {what} of {name} has shape {found}, the parameter {expected}"
+                )
+    for name in given:
+        if name not in wanted:
+            raise ValueError(f"{owner}: {name} has the {what} of a parameter that there is not")
+
+
+def _with_names(tree):
+    """Return every leaf, None too, by its name."""
+    paths = _with_holes(tree)
+    return dict(zip(_names([path for path, _ in paths]), (x for _, x in paths), strict=True))
+
+
+def _with_holes(tree):
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+
+
 def _named_arrays(tree: PyTree) -> tuple[dict[str, Any], Any]:
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = _names([path for path, _ in paths])
@@ -127,7 +164,7 @@ def _by_name(given: PyTree, argument: str, kind: type, tree: PyTree, names: list
     for entry in by_name.values():
         if not is_entry(entry):
             raise ValueError(
-                f"{argument} must hold {kind.__name__} or None for every leaf, got {entry!r}"
+                f"{argument} must hold {kind.__name__} or None for every leaf, got {shown(entry)}"
             )
     missing = [name for name in names if name not in by_name]
     # Where parameters have a hole (None, as Equinox leaves where a module has no bias), a tree of
@@ -144,9 +181,7 @@ def _by_name(given: PyTree, argument: str, kind: type, tree: PyTree, names: list
 
 
 def _holes(tree) -> set[str]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    names = _names([path for path, _ in paths])
-    return {name for name, (_, leaf) in zip(names, paths, strict=True) if leaf is None}
+    return {name for name, leaf in _with_names(tree).items() if leaf is None}
 
 
 def _has_masked_parts(tree) -> bool:

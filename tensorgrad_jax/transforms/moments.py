@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from tensorgrad_jax.projections.pairs import is_pair
-from tensorgrad_jax.projections.plain import plain
+from tensorgrad_jax.projections.plain import check_dtype, decay, not_negative
+from tensorgrad_jax.transforms.leaves import check_fits
 from tensorgrad_jax.transforms.packing import packed_like, times_real, unpacked
 
 
@@ -78,15 +79,10 @@ def scale_by_adam(
     References:
         D. P. Kingma and J. Ba, Adam, arXiv 1412.6980, algorithm 1.
     """
-    b1, b2, eps = plain(b1), plain(b2), plain(eps)
-    for name, value in (("b1", b1), ("b2", b2)):
-        if isinstance(value, int | float) and not 0 <= value < 1:
-            raise ValueError(f"scale_by_adam: {name} must be in [0, 1), got {value!r}")
-    if isinstance(eps, int | float) and eps < 0:
-        raise ValueError(f"scale_by_adam: eps must not be negative, got {eps!r}")
-    for name, value in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype)):
-        if value is not None and not jnp.issubdtype(value, jnp.floating):
-            raise ValueError(f"scale_by_adam: {name} must be a real float dtype, got {value!r}")
+    b1, b2 = decay("scale_by_adam", "b1", b1), decay("scale_by_adam", "b2", b2)
+    eps = not_negative("scale_by_adam", "eps", eps)
+    check_dtype("scale_by_adam", "mu_dtype", mu_dtype)
+    check_dtype("scale_by_adam", "nu_dtype", nu_dtype)
 
     def second_zeros(p):
         dtype = nu_dtype or jnp.finfo(jnp.promote_types(p.dtype, jnp.float32)).dtype
@@ -101,7 +97,7 @@ def scale_by_adam(
         )
 
     def update_fn(updates, state, params=None):
-        del params
+        check_fits("scale_by_adam", "gradient", updates, params)
         count = cast(Array, optax.safe_increment(state.count))
 
         def second(g, v):

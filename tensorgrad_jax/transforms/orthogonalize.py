@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from tensorgrad_jax.projections.leaf import TensorSpec
 from tensorgrad_jax.projections.pairs import Pair, is_pair
-from tensorgrad_jax.projections.plain import plain
+from tensorgrad_jax.projections.plain import check_dtype, positive, whole
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
 from tensorgrad_jax.transforms.leaves import Specs, named_leaves
 
@@ -81,13 +81,9 @@ def orthogonalize(
         K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
         J. Bernstein and L. Newhouse, Old optimizer, new norm, arXiv 2409.20325.
     """
-    scale, steps = plain(scale), plain(steps)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
-        raise ValueError(f"orthogonalize: scale must be a positive number, got {scale!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"orthogonalize: steps must be a positive integer, got {steps!r}")
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"orthogonalize: dtype must be a real float dtype, got {dtype!r}")
+    scale = positive("orthogonalize", "scale", scale)
+    steps = whole("orthogonalize", "steps", steps, 1, 1000)
+    check_dtype("orthogonalize", "dtype", dtype)
 
     def taken(name, leaf, spec):
         """Return a leaf's matrices and what puts them back; None where it has none."""

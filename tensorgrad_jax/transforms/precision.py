@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, BFloat16, Float32, PRNGKeyArray, PyTree, UInt32
 
 from tensorgrad_jax.projections.hashing import hashed
+from tensorgrad_jax.transforms.leaves import check_fits
 
 
 def apply_updates(params: PyTree, updates: PyTree, key: PRNGKeyArray | None = None) -> PyTree:
@@ -47,6 +48,9 @@ def apply_updates(params: PyTree, updates: PyTree, key: PRNGKeyArray | None = No
         S. Gupta et al., Deep learning with limited numerical precision, ICML 2015, section 3.1.
     """
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    if params is None and updates is not None:
+        raise ValueError("apply_updates: params must be a tree like the updates, got None")
+    check_fits("apply_updates", "update", updates, params)
     for path, p in paths:
         if jnp.asarray(p).dtype == jnp.float16:
             raise ValueError(

@@ -29,6 +29,7 @@ from jaxtyping import Array, Int32
 from tensorgrad_jax.projections import Projection, StructuredSparse, UnstructuredSparse
 from tensorgrad_jax.projections.composite import Residual, Sum
 from tensorgrad_jax.projections.pairs import is_pair
+from tensorgrad_jax.projections.plain import check_choice, decay, not_negative, number, rate
 from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moments import ScaleByAdamState, scale_by_adam
 from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
@@ -86,6 +87,13 @@ def reference_adamw(
     Raises:
         ValueError: if an argument is not one of these.
     """
+    owner = "reference_adamw"
+    learning_rate = rate(owner, "learning_rate", learning_rate)
+    weight_decay = number(owner, "weight_decay", weight_decay)
+    b1, b2 = decay(owner, "b1", b1), decay(owner, "b2", b2)
+    eps = not_negative(owner, "eps", eps)
+    check_choice(owner, "correct_bias", correct_bias, (True, False))
+    check_choice(owner, "reset_sparse", reset_sparse, (True, False))
     moments = _raw_adam(b1, b2, eps)
     if isinstance(projection, Residual | Sum):
         projection = _weighted(projection, lambda_sparse)
@@ -117,14 +125,14 @@ def reference_adamw(
             raise ValueError("reference_adamw: update needs the parameters, got None")
         count = cast(Array, optax.safe_increment(state.count))
         scaled, subspace = moments.update(updates, state.subspace, None, **extra_args)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        step = jnp.asarray(rate, jnp.float32)
+        now = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        step = jnp.asarray(now, jnp.float32)
         if correct_bias:
             step = step * jnp.sqrt(1 - jnp.float32(b2) ** count) / (1 - jnp.float32(b1) ** count)
 
         def update(u, p):
             stepped = -step * u
-            return (stepped - rate * weight_decay * (p + stepped)).astype(u.dtype)
+            return (stepped - now * weight_decay * (p + stepped)).astype(u.dtype)
 
         return jax.tree.map(update, scaled, params), ReferenceAdamWState(count, subspace)
 

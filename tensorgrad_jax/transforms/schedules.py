@@ -19,7 +19,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tensorgrad_jax.projections.plain import plain
+from tensorgrad_jax.projections.plain import number
 
 GapSchedule = Callable[[Any], Any]
 
@@ -56,9 +56,6 @@ def _share(step, total_steps):
 
 
 def _checked(owner, start, end, total_steps):
-    start, end, total_steps = plain(start), plain(end), plain(total_steps)
-    for name, value in (("start", start), ("end", end), ("total_steps", total_steps)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or value < 1:
-            raise ValueError(f"{owner}: {name} must be a number >= 1, got {value!r}")
-    return start, end, total_steps
+    given = (("start", start), ("end", end), ("total_steps", total_steps))
+    allowed = "a number >= 1, below 2**31"
+    return tuple(number(owner, *value, allowed, lambda x: 1 <= x < 2**31) for value in given)

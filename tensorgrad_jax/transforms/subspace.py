@@ -25,16 +25,17 @@ from jaxtyping import Array, Int32, PyTree
 from tensorgrad_jax.backend.ordering import after, last_array
 from tensorgrad_jax.projections.base import Projection
 from tensorgrad_jax.projections.leaf import LeafProjection
-from tensorgrad_jax.projections.plain import plain
+from tensorgrad_jax.projections.plain import check_choice, plain, shown, whole
 from tensorgrad_jax.transforms import carrying
 from tensorgrad_jax.transforms.carrying import Moments, OnRefresh
 from tensorgrad_jax.transforms.explicit_axes import compiler_chooses
 from tensorgrad_jax.transforms.inner import (
     check_found,
     check_needs_no_parameters,
+    check_transformation,
     check_transportable,
 )
-from tensorgrad_jax.transforms.leaves import Leaves, Specs, take_apart
+from tensorgrad_jax.transforms.leaves import Leaves, Specs, check_fits, take_apart
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts, cast_like
 from tensorgrad_jax.transforms.placeholders import is_placeholder, not_of_parameters
 from tensorgrad_jax.transforms.roles import Role, roles, weights
@@ -137,8 +138,7 @@ def in_subspace(
     update_proj_gap, seed, complement = plain(update_proj_gap), plain(seed), plain(complement)
     _check_arguments(inner, projection, update_proj_gap, on_refresh, complement, seed)
     for name, value in (("stagger", stagger), ("per_layer", per_layer), ("match_size", match_size)):
-        if not isinstance(value, bool):
-            raise ValueError(f"in_subspace: {name} must be True or False, got {value!r}")
+        check_choice("in_subspace", name, value, (True, False))
     weight: Any = {"drop": 0.0, "pass": 1.0}.get(cast(str, complement), complement)
     if match_size and weight != 0:
         raise ValueError(
@@ -193,7 +193,8 @@ class _InSubspace:
         )
 
     def update(self, updates, state, params=None, **extra_args):
-        del params  # They live in the full space; `inner` works in the compact one.
+        # Beyond that they are not used: `inner` works in the compact space.
+        check_fits("in_subspace", "gradient", updates, params)
         leaves = take_apart(updates, self.projection, self.specs)
         if state.basis.keys() != leaves.compressed.keys():
             raise ValueError(
@@ -342,26 +343,26 @@ def _any_nonzero(tree):
 
 
 def _check_arguments(inner, projection, gap, on_refresh, complement, seed):
-    if not (hasattr(inner, "init") and hasattr(inner, "update")):
-        raise ValueError(f"in_subspace: inner must be an Optax transformation, got {inner!r}")
+    check_transformation("in_subspace", "inner", inner)
     is_projection = lambda x: isinstance(x, Projection)
     if not all(is_projection(x) for x in jax.tree.leaves(projection, is_leaf=is_projection)):
         raise ValueError(
-            f"in_subspace: projection must be a Projection or a tree of them, got {projection!r}"
+            "in_subspace: projection must be a Projection or a tree of them, got "
+            f"{shown(projection)}"
         )
-    if not callable(gap) and (isinstance(gap, bool) or not isinstance(gap, int) or gap < 1):
+    integer = isinstance(gap, int) and not isinstance(gap, bool)
+    if not callable(gap) and (not integer or not 1 <= gap < 2**31):
         raise ValueError(
-            f"in_subspace: update_proj_gap must be a positive integer or a schedule, got {gap!r}"
+            "in_subspace: update_proj_gap must be a positive integer below 2**31 or a schedule, "
+            f"got {shown(gap)}"
         )
-    if on_refresh not in _ON_REFRESH and not callable(on_refresh):
-        raise ValueError(
-            f"in_subspace: on_refresh must be one of {_ON_REFRESH}, got {on_refresh!r}"
-        )
+    if not callable(on_refresh):
+        check_choice("in_subspace", "on_refresh", on_refresh, _ON_REFRESH)
     number = isinstance(complement, int | float) and not isinstance(complement, bool)
-    if complement not in _COMPLEMENT and not (number and math.isfinite(complement)):
+    named = isinstance(complement, str) and complement in _COMPLEMENT
+    if not named and not (number and math.isfinite(cast(float, complement))):
         raise ValueError(
             f"in_subspace: complement must be one of {_COMPLEMENT} or a finite number, got "
-            f"{complement!r}"
+            f"{shown(complement)}"
         )
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"in_subspace: seed must be an integer, got {seed!r}")
+    whole("in_subspace", "seed", seed, 0, 2**32)
