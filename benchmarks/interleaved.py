@@ -66,18 +66,20 @@ def timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
     return run
 
 
-def by_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run everything once per round, after one round that does not count.
+def by_turns(
+    runs: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Run everything once per round, after `warm_up` rounds that do not count.
 
     In another order every round: who comes next finds the caches of who went before, and for a
     while threads that still wait for work.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     shuffle = random.Random(0)
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_up):
         for name in shuffle.sample(list(runs), len(runs)):
             milliseconds = runs[name]()
-            if number:
+            if number >= warm_up:
                 times[name].append(milliseconds)
     return times
 

@@ -1,54 +1,64 @@
 """What features cost: products with random matrices, and features of a neural operator.
 
     python benchmarks/trak.py [--peer PYTHON] [--rounds 2]
+    python benchmarks/trak.py --samples 512 [--peer PYTHON] [--rounds 2]
 
-PYTHON is an interpreter with torch and traker 0.3.2, whose BasicProjector is timed by turns with
-ours. Prints ratios, writes results/<device>/trak.json. Peak bytes are those of the compiled
-program: arguments, results and temporaries.
+PYTHON is an interpreter with torch, traker 0.3.2 and neuraloperator, whose BasicProjector is timed
+by turns with ours. Prints ratios, writes results/<device>/trak.json. Peak bytes are those of the
+compiled program: arguments, results and temporaries.
+
+The second form makes 4,096 features of so many samples of the default FNO, 32 at a time, every way
+in a process of its own, and writes trak_samples.json. The peer makes those of 32 samples alone;
+its time is multiplied.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from interleaved import by_turns, summary, table, timed, write
-from tensorgrad_jax.models import FNO  # pyright: ignore[reportMissingImports]
+from trak_samples import DEFAULT, compiled_peak, drawn, operator, ways
 
 from tensorgrad_jax import trak
-from tensorgrad_jax.per_example import Project, ProjectLayers, per_example
-from tensorgrad_jax.random_matrices import key_from
-from tensorgrad_jax.trak.kinds import matrix_of
 
 P, K, B = 10**6, 512, 8
 KINDS = ("rademacher", "normal", "sjlt", "srft")
+CHUNK, FEATURES = 32, 4096
 
 
-class Traker:
-    """traker in a process of its own."""
+class Worker:
+    """A process that does something whenever it reads a line."""
 
-    def __init__(self, python: str):
-        # Without -P `trak` would be this file.
-        command = [python, "-P", str(Path(__file__).parent / "trak_peer.py"), *map(str, (P, K, B))]
+    def __init__(self, python: str, file: str, *arguments: Any):
+        command = [python, str(Path(__file__).parent / file), *map(str, arguments)]
+        if file == "trak_peer.py":
+            command.insert(1, "-P")  # else `trak` would be this file
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.facts = self._read()
+        self.found: list[dict[str, float]] = []
 
     def _read(self):
         assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit("error: a worker ended; see its message above")
+        return json.loads(line)
 
-    def run(self, kind: str) -> float:
-        """Project once; return milliseconds."""
+    def run(self, what: str = "") -> float:
+        """Do it once; return milliseconds."""
         assert self.process.stdin is not None
-        print(kind, file=self.process.stdin, flush=True)
-        return self._read()
+        print(what, file=self.process.stdin, flush=True)
+        self.found.append(self._read())
+        return self.found[-1]["ms"]
 
 
 def products(peer: str | None, rounds: int) -> dict:
@@ -57,7 +67,7 @@ def products(peer: str | None, rounds: int) -> dict:
     runs = {kind: timed(trak.BasicProjector(P, K, 0, kind).project, gradients, 0) for kind in KINDS}
     facts = {}
     if peer is not None:
-        traker = Traker(peer)
+        traker = Worker(peer, "trak_peer.py", "products", P, K, B)
         facts = traker.facts
         for kind in ("rademacher", "normal"):
             runs[f"traker {kind}"] = lambda kind=kind: traker.run(kind)
@@ -66,67 +76,15 @@ def products(peer: str | None, rounds: int) -> dict:
     return {"p": P, "k": K, "batch": B, "traker": facts, "rows": rows}
 
 
-def operator(modes: int, channels: int, layers: int, grid: int, n: int):
-    """Return the loss of a sample, shapes of parameters and samples, and parameters' number."""
-    make = lambda: FNO((modes, modes), 1, 1, channels, layers, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(nnx.eval_shape(make), nnx.Param)
-    params = nnx.to_pure_dict(state)
-    p = sum(x.size for x in jax.tree.leaves(params))
-    field = jax.ShapeDtypeStruct((n, grid, grid, 1), jnp.float32)
-
-    def loss(params, batch):
-        x, y = batch
-        errors = jnp.sum((nnx.merge(graph, params)(x) - y) ** 2, axis=(1, 2, 3))
-        return jnp.mean(jnp.sqrt(errors))
-
-    return loss, params, (field, field), p
-
-
-def ways(loss, p: int, k: int) -> dict:
-    """Return functions of parameters and a batch to its features."""
-
-    def fast(kind):
-        def features(params, batch):
-            key = key_from(0)
-            reduction = (
-                ProjectLayers(k, key) if kind == "kron" else Project(matrix_of(kind, p, k), key)
-            )
-            return per_example(loss, reduction, check_independence=False)(params, batch)[2]
-
-        return features
-
-    def exact(params, batch):
-        reduction = Project(matrix_of("rademacher", p, k), key_from(0))
-        return per_example(loss, reduction, method="exact")(params, batch)[2]
-
-    def whole(params, batch):
-        one = lambda sample: jax.grad(loss)(params, jax.tree.map(lambda x: x[None], sample))
-        gradients = jax.vmap(one)(batch)
-        return trak.jl_project(gradients, key_from(0), k, "rademacher")
-
-    return {
-        "fast rademacher": fast("rademacher"),
-        "fast sjlt": fast("sjlt"),
-        "fast kron": fast("kron"),
-        "exact rademacher": exact,
-        "vmap(grad), rademacher": whole,
-    }
-
-
 def features(settings: dict, k: int, rounds: int | None) -> dict:
     """Compile all ways, and time them unless `rounds` is None."""
     loss, params, batch, p = operator(**settings)
     compiled, rows = {}, {}
     for name, way in ways(loss, p, k).items():
         compiled[name] = jax.jit(way).lower(params, batch).compile()
-        memory = compiled[name].memory_analysis()
-        peak = (
-            memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        )
-        rows[name] = {"peak_bytes": peak}
+        rows[name] = {"peak_bytes": compiled_peak(compiled[name])}
     if rounds is not None:
-        draw = lambda s: 0.1 * jax.random.normal(jax.random.key(s.size), s.shape)
-        arrays = jax.tree.map(draw, (params, batch))
+        arrays = drawn((params, batch))
         times = by_turns({n: timed(f, *arrays) for n, f in compiled.items()}, rounds)
         for name, row in summary(times, "fast rademacher").items():
             rows[name] |= row
@@ -140,13 +98,52 @@ def features(settings: dict, k: int, rounds: int | None) -> dict:
     return {"p": p, "k": k, "settings": settings, "rows": rows}
 
 
+def samples(n: int, peer: str | None, rounds: int) -> dict:
+    """Time features of n samples of the default FNO, every way in a process of its own."""
+    loss, *_, p = operator(**DEFAULT, n=CHUNK)
+    workers = {
+        name: Worker(sys.executable, "trak_samples.py", name, n, CHUNK, FEATURES)
+        for name in ways(loss, p, FEATURES)
+    }
+    runs: dict[str, Any] = {name: worker.run for name, worker in workers.items()}
+    if peer is not None:
+        for kind in ("rademacher", "normal"):
+            name = f"traker {kind}"
+            workers[name] = worker = Worker(peer, "trak_peer.py", "samples", FEATURES, CHUNK)
+            runs[name] = lambda worker=worker, kind=kind: worker.run(kind) * n / CHUNK
+    rows = summary(by_turns(runs, rounds, warm_up=0), "fast rademacher")
+    print(
+        f"{FEATURES:,} features of {n} samples, {CHUNK} at a time, of an FNO of {p:,} parameters\n"
+    )
+    print("| | seconds | times fast rademacher | range | CPU seconds | peak MiB | resident MiB |")
+    print("|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        found, peak = workers[name].found, workers[name].facts.get("peak_bytes")
+        share = n / CHUNK if name.startswith("traker") else 1
+        row["cpu_s"] = share * statistics.median(f["cpu_s"] for f in found)
+        row |= {"peak_bytes": peak, "peak_rss": found[-1]["peak_rss"]}
+        account = "-" if peak is None else f"{peak / 2**20:,.0f}"
+        times = f"{row['ratio']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['cpu_s']:.1f}"
+        print(
+            f"| {name} | {row['ms'] / 1e3:.1f} | {times} | {account} "
+            f"| {row['peak_rss'] / 2**20:,.0f} |"
+        )
+    facts = {name: w.facts for name, w in workers.items() if name.startswith("traker")}
+    sizes = {"samples": n, "chunk": CHUNK, "k": FEATURES, "p": p}
+    return sizes | {"peers": facts, "timed samples of peers": CHUNK, "rows": rows}
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", help="interpreter with torch and traker")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--samples", type=int, help="samples of the second form")
     options = parser.parse_args()
-    default = {"modes": 16, "channels": 32, "layers": 4, "grid": 64, "n": 16}
+    if options.samples is not None:
+        write("trak_samples", samples(options.samples, options.peer, options.rounds))
+        return
+    default = DEFAULT | {"n": 16}
     wide = {"modes": 64, "channels": 64, "layers": 2, "grid": 64, "n": 16}
     results = {
         "products": products(options.peer, options.rounds),

@@ -16,6 +16,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float, Real
 
+from tensorgrad_jax.backend.derivatives import same_derivative
 from tensorgrad_jax.backend.drawing import drawn
 from tensorgrad_jax.backend.gelu import normal_slope
 from tensorgrad_jax.backend.products import sum_of_products
@@ -133,7 +134,7 @@ class ChannelLinear(nnx.Linear):
         return chosen == plain and self.dtype in (None, jnp.bfloat16)
 
 
-@jax.custom_jvp
+@same_derivative
 def _matmul(x, kernel):
     return x @ kernel
 

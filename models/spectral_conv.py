@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Real
 
+from tensorgrad_jax.backend.derivatives import same_derivative
 from tensorgrad_jax.backend.drawing import drawn
 from tensorgrad_jax.backend.ordering import stored
 
@@ -157,7 +158,7 @@ class SpectralConv(nnx.Module):
         return (*(range(f.start - n % 2, f.stop - n % 2) for f, n in leading), kept[-1])
 
 
-@jax.custom_jvp
+@same_derivative
 def _mix_modes(real, imag, weight):
     """(X_r + i X_i)(W_r + i W_i) at every frequency: X a vector, W a matrix over channels."""
     by_real, by_imag = _by_part(_rows(real, imag), weight, 0)

@@ -53,8 +53,8 @@ def test_features_by_slabs(name):
     features = jax.jit(per_example(loss, reduction))(params, batch)[2]
     expected = flat(g) @ matrix.materialise(key_from(0))
     assert distance(features, expected) < 1e-5
-    # Convolutions in groups, and functions with derivatives of their own, are not cut.
-    assert (SLABS in how(loss, reduction, params, batch)) == (name not in ("conv groups", "fno"))
+    # Convolutions in groups are not cut.
+    assert (SLABS in how(loss, reduction, params, batch)) == (name != "conv groups")
 
 
 @pytest.mark.usefixtures("few")
@@ -127,7 +127,7 @@ def test_features_by_kronecker_products(name, method):
         expected = expected + rows @ reduction.matrix(leaf).materialise(key)
     assert distance(features, expected) < 1e-5
     by_factors = "factors of outer products" in how(loss, reduction, params, batch)
-    assert by_factors == (name in ("linear", "linear sequence", "encoder"))
+    assert by_factors == (name in ("linear", "linear sequence", "encoder", "fno"))
 
 
 def per_example_leaf(shape):

@@ -23,15 +23,18 @@ where each parameter is used (`uses`), and reduces in one backward pass, at each
 other input of the operation and the cotangent of its result (`fast`). Where a parameter acts once
 per example a rule of the primitive (`rules`) gives squares at the price of one more such
 operation; features come from slabs of a parameter (`slabs`) or from the factors of its gradient;
-everywhere else the operation alone is differentiated for a few examples at a time.
-"exact" differentiates the whole function for a few examples at a time (`exact`). "auto" is "fast",
-with "exact" for the parameters that are used more than once; `report` tells which.
+everywhere else the operation alone is differentiated for a few examples at a time. A function with
+a derivative of its own is one operation, unless it is marked as one whose derivative is that of
+what it computes (`same_derivative`). "exact" differentiates the whole function for a few examples
+at a time (`exact`). "auto" is "fast", with "exact" for the parameters that are used more than once;
+`report` tells which.
 
 When not to use it: where an example's gradient depends on others. Before anything is computed the
 examples are followed through the function (`independence`, `batch_axis`), and what mixes them, or
 is not known not to, is refused by name.
 """
 
+from tensorgrad_jax.backend.derivatives import same_derivative as same_derivative
 from tensorgrad_jax.per_example.engine import Method as Method
 from tensorgrad_jax.per_example.engine import Row as Row
 from tensorgrad_jax.per_example.engine import per_example as per_example

@@ -33,7 +33,7 @@ from tensorgrad_jax.per_example.chunks import (
 )
 from tensorgrad_jax.per_example.program import Operation, Variable, read, run
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
-from tensorgrad_jax.per_example.rules import Rule, rule_for, rule_for_terms
+from tensorgrad_jax.per_example.rules import Rule, positions_of_dot, rule_for, rule_for_terms
 from tensorgrad_jax.per_example.slabs import Slabs, is_dense, outer_factors, slabs_of
 from tensorgrad_jax.per_example.uses import Analysis, Nested, Use
 
@@ -71,7 +71,9 @@ def how(use: Use, leaf: Leaf, taps: Taps) -> str | None:
 
 
 def _is_outer(use: Use, leaf: Leaf, taps: Taps) -> bool:
-    return taps.reduction.takes_outer(leaf) and is_dense(use)
+    if not (taps.reduction.takes_outer(leaf) and is_dense(use, leaf.shape)):
+        return False
+    return taps.reduction.prefers_outer(leaf, positions_of_dot(use))
 
 
 def _slabs(use: Use, leaf: Leaf, taps: Taps) -> Slabs | None:
@@ -248,7 +250,7 @@ def _by_outer_products(use: Use, leaf: Leaf, reduction: Reduction):
 
     def reduce(cotangents, leaf_values, operands, kept):
         (ins, _), (d,) = kept, cotangents
-        left, right = outer_factors(use, ins, d)
+        left, right = outer_factors(use, leaf.shape, ins, d)
         return {index: reduction.reduce_outer(leaf, operands[index], left, right)}, leaf_values, [d]
 
     return reduce
@@ -257,18 +259,20 @@ def _by_outer_products(use: Use, leaf: Leaf, reduction: Reduction):
 def _by_slabs(slabs: Slabs, leaf: Leaf, reduction: Reduction):
     """Reduce the gradients of all examples with respect to a slab of the parameter at a time."""
     index = slabs.use.leaves[0]
+    # The rows of the random matrix are those of the parameter in any shape.
+    viewed = leaf._replace(shape=slabs.view.shape)
 
     def reduce(cotangents, leaf_values, operands, kept):
         (ins, _), (d,) = kept, cotangents
 
         def part(first, n):
             gradients = slabs.gradient(ins, d, first, n).astype(leaf.dtype)
-            return reduction.reduce_slab(leaf, operands[index], gradients, slabs.axis, first)
+            return reduction.reduce_slab(viewed, operands[index], gradients, slabs.axis, first)
 
         struct = jax.eval_shape(lambda: part(0, slabs.width))
         add = lambda first, n, total: total + part(first, n)
         total = jnp.zeros(struct.shape, struct.dtype)
-        total = over_pieces(add, leaf.shape[slabs.axis], slabs.width, total)
+        total = over_pieces(add, viewed.shape[slabs.axis], slabs.width, total)
         return {index: total}, leaf_values, [d]
 
     return reduce

@@ -97,9 +97,9 @@ class ProjectLayers(Reduction):
 
     A parameter of shape (..., n) is a matrix of n columns, one with a single axis is multiplied by
     a matrix of independent signs. The gradient of a dense layer is a sum of outer products
-    x_t d_t^T of its input and cotangent, and its features are (A^T x_t) (x) (B^T d_t): neither the
-    gradient nor anything of its size is formed. It is another matrix than that of `Project`, see
-    `tensorgrad_jax.random_matrices.Kron`.
+    x_t d_t^T of its input and cotangent, and its features are (A^T x_t) (x) (B^T d_t): where that
+    is not far more work, neither the gradient nor anything of its size is formed. It is another
+    matrix than that of `Project`, see `tensorgrad_jax.random_matrices.Kron`.
 
     Attributes:
         columns: number of features, k; A has the largest divisor of k up to sqrt(k) as number of
@@ -130,6 +130,15 @@ class ProjectLayers(Reduction):
     def takes_outer(self, leaf: Leaf) -> bool:
         """Whether the parameter is a matrix."""
         return len(leaf.shape) == 2
+
+    def prefers_outer(self, leaf: Leaf, positions: int) -> bool:
+        """Whether it takes at most twice the multiplications; gradients take memory, too."""
+        (rows, columns), matrix = leaf.shape, self.matrix(leaf)
+        assert isinstance(matrix, Kron)
+        left, right = matrix.left.columns, matrix.right.columns
+        by_factors = positions * (rows * left + columns * right + left * right)
+        by_gradient = positions * rows * columns + left * columns * (rows + right)
+        return by_factors <= 2 * by_gradient
 
     def reduce_outer(
         self,

@@ -14,8 +14,11 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from tensorgrad_jax.backend.derivatives import has_same_derivative
+
 # Calls that only name a part of a program. Other operations that hold one (loops, checkpoints,
-# functions with derivatives of their own) mean something and stay as they are.
+# functions with derivatives of their own) mean something and stay as they are; `parts_of` tells
+# what may be opened all the same.
 _OPENED = {"jit", "pjit", "closed_call", "core_call"}
 
 
@@ -87,8 +90,13 @@ class Program:
     constants: Mapping[Variable, Any]
 
 
-def program_of(jaxpr: core.ClosedJaxpr) -> Program:
-    """Return the program that a closed jaxpr is."""
+def program_of(jaxpr: core.ClosedJaxpr, plain: bool = False) -> Program:
+    """Return the program that a closed jaxpr is.
+
+    Args:
+        jaxpr: the closed jaxpr.
+        plain: of what `jax.lax.platform_dependent` chooses between, take the default.
+    """
     operations: list[Operation] = []
     constants: dict[Variable, Any] = {}
 
@@ -106,7 +114,10 @@ def program_of(jaxpr: core.ClosedJaxpr) -> Program:
         for eqn in jaxpr.jaxpr.eqns:
             ins = [read(atom) for atom in eqn.invars]
             body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            if eqn.primitive.name in _OPENED and isinstance(body, core.ClosedJaxpr):
+            default = _default_branch(eqn) if plain else None
+            if default is not None:
+                outs = opened(default, ins[1:])
+            elif eqn.primitive.name in _OPENED and isinstance(body, core.ClosedJaxpr):
                 outs = opened(body, ins)
             else:
                 outs = [Variable(var.aval) for var in eqn.outvars]
@@ -117,6 +128,14 @@ def program_of(jaxpr: core.ClosedJaxpr) -> Program:
     inputs = tuple(Variable(var.aval) for var in jaxpr.jaxpr.invars)
     outputs = opened(jaxpr, inputs)
     return Program(inputs, tuple(outputs), _needed(operations, outputs), constants)
+
+
+def _default_branch(eqn) -> core.ClosedJaxpr | None:
+    """Return what an equation computes on platforms that it does not name, if it names any."""
+    platforms = eqn.params.get("branches_platforms")
+    if eqn.primitive.name != "cond" or not platforms or None not in platforms:
+        return None
+    return eqn.params["branches"][platforms.index(None)]
 
 
 def _needed(operations: Sequence[Operation], outputs: Sequence[Input]) -> tuple[Operation, ...]:
@@ -134,6 +153,13 @@ def body_of(operation: Operation) -> Program:
     """Return the program that a checkpoint or a scan repeats."""
     body = operation.params["jaxpr"]
     return program_of(body if isinstance(body, core.ClosedJaxpr) else core.ClosedJaxpr(body, ()))
+
+
+def parts_of(operation: Operation) -> Program | None:
+    """Return the program of a function whose own derivative is that of this program, else None."""
+    if not has_same_derivative(operation.primitive, operation.params):
+        return None
+    return program_of(operation.params["call_jaxpr"], plain=True)
 
 
 def read(values: Mapping[Variable, Any], atom: Input) -> Any:

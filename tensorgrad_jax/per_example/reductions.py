@@ -81,6 +81,11 @@ class Reduction(abc.ABC):
         del leaf
         return False
 
+    def prefers_outer(self, leaf: Leaf, positions: int) -> bool:
+        """Whether `reduce_outer` is to be preferred to `reduce` for a sum of so many."""
+        del leaf, positions
+        return True
+
     def reduce_slab(
         self, leaf: Leaf, operands: Any, gradients: Inexact[Array, "n ..."], axis: int, first: Any
     ) -> Any:

@@ -82,7 +82,7 @@ def _in_full(operation: Operation, d: Array) -> Operation:
     return Operation(operation.primitive, params, operation.inputs, operation.outputs)
 
 
-def _positions_of_dot(use: Use) -> int:
+def positions_of_dot(use: Use) -> int:
     """Number of terms of an entry of the gradient: the free axes of the other factor."""
     other = 1 - use.is_parameter.index(True)
     contracted, batches = use.operation.params["dimension_numbers"]
@@ -130,7 +130,7 @@ def _reads_rows(use: Use) -> bool:
 
 
 _POSITIONS = {
-    "dot_general": _positions_of_dot,
+    "dot_general": positions_of_dot,
     "conv_general_dilated": _positions_of_convolution,
     "mul": _positions_of_elements,
     "add": _positions_of_elements,

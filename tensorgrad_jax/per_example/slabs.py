@@ -65,7 +65,8 @@ CUTS: dict[str, Callable[[Use, int], Cut | None]] = {
     "dot_general": _cut_of_dot,
 }
 
-_PERMUTING = {"convert_element_type", "copy", "copy_p", "transpose"}
+_KEEPING = {"convert_element_type", "copy", "copy_p"}
+_RESHAPING = {"expand_dims", "reshape", "squeeze"}
 
 
 def free_axes(use: Use, where: int) -> list[int]:
@@ -81,20 +82,36 @@ def _first_free(use: Use, where: int) -> int:
     return len(batches) + (len(free_axes(use, 0)) if where == 1 else 0)
 
 
-def permutation(use: Use) -> tuple[int, ...] | None:
-    """Return the parameter's axes in the order in which an operation uses them.
+class View(NamedTuple):
+    """A parameter as an operation uses it: reshaped, then with its axes permuted.
 
-    None where it uses anything but one parameter with its axes permuted.
+    Attributes:
+        shape: the parameter's shape once it is reshaped.
+        order: the axes of that shape in the order of the operation's input.
+    """
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+def view_of(use: Use, shape: Sequence[int]) -> View | None:
+    """Return how an operation sees a parameter of a shape.
+
+    None where it uses anything but one parameter, or that in another way.
     """
     if len(use.leaves) != 1 or sum(use.is_parameter) != 1:
         return None
-    if any(operation.name not in _PERMUTING for operation in use.prelude):
-        return None
-    axes = tuple(range(len(use.operation.inputs[use.is_parameter.index(True)].shape)))
+    view = View(tuple(shape), tuple(range(len(shape))))
     for operation in use.prelude:
         if operation.name == "transpose":
-            axes = tuple(axes[i] for i in operation.params["permutation"])
-    return axes
+            axes = operation.params["permutation"]
+            view = view._replace(order=tuple(view.order[i] for i in axes))
+        elif operation.name in _RESHAPING and list(view.order) == sorted(view.order):
+            new = operation.outputs[0].shape
+            view = View(new, tuple(range(len(new))))
+        elif operation.name not in _KEEPING:
+            return None
+    return view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +120,14 @@ class Slabs:
 
     Attributes:
         use: the use of the parameter.
-        order: the parameter's axes in the order of the operation's input.
-        axis: the parameter's axis that is cut.
+        view: how the operation sees it. Its axes are those of the view's shape from here on.
+        axis: the axis that is cut.
         cut: where input and cotangent are cut.
         width: how many indices of that axis a slab has.
     """
 
     use: Use
-    order: tuple[int, ...]
+    view: View
     axis: int
     cut: Cut
     width: int
@@ -124,11 +141,11 @@ class Slabs:
             first: the first index.
             n: how many.
         """
-        use, where = self.use, self.use.is_parameter.index(True)
+        use, where, order = self.use, self.use.is_parameter.index(True), self.view.order
         part = lambda x, axis: x if axis is None else _part(x, first, n, 1 + axis)
         struct = values[where]
         shape = list(struct.shape)
-        shape[self.order.index(self.axis)] = n
+        shape[order.index(self.axis)] = n
 
         def of_one(other, d):
             def output(parameter):
@@ -140,7 +157,7 @@ class Slabs:
 
         other = part(values[1 - where], self.cut.other)
         gradients = jax.vmap(of_one)(other, part(d, self.cut.cotangent))
-        back = [self.order.index(axis) for axis in range(len(self.order))]
+        back = [order.index(axis) for axis in range(len(order))]
         return gradients.transpose(0, *(1 + axis for axis in back))
 
 
@@ -160,17 +177,18 @@ def slabs_of(use: Use, shape: Sequence[int], n: int, numbers: int) -> Slabs | No
     size = math.prod(shape)
     if n * size <= numbers or use.operation.name not in CUTS or not all(_are_real(use)):
         return None
-    order = permutation(use)
-    if order is None or sum(use.is_batched) != 1:
+    view = view_of(use, shape)
+    if view is None or sum(use.is_batched) != 1:
         return None
-    cuts = {a: CUTS[use.operation.name](use, order.index(a)) for a in range(len(shape))}
+    axes = range(len(view.shape))
+    cuts = {a: CUTS[use.operation.name](use, view.order.index(a)) for a in axes}
     found = [(a, cut) for a, cut in cuts.items() if cut is not None]
     if not found:
         return None
     # The longest axis makes the thinnest slabs, of equally long ones the first the longest rows.
-    axis, cut = max(found, key=lambda pair: shape[pair[0]])
-    width = max(1, numbers * shape[axis] // (n * size))
-    return Slabs(use, order, axis, cut, min(width, shape[axis]))
+    axis, cut = max(found, key=lambda pair: view.shape[pair[0]])
+    width = max(1, numbers * view.shape[axis] // (n * size))
+    return Slabs(use, view, axis, cut, min(width, view.shape[axis]))
 
 
 def _are_real(use: Use):
@@ -178,11 +196,14 @@ def _are_real(use: Use):
     return (jnp.issubdtype(v.aval.dtype, jnp.floating) for v in values)
 
 
-def outer_factors(use: Use, values: Sequence[Array], d: Array) -> tuple[Array, Array]:
+def outer_factors(
+    use: Use, shape: Sequence[int], values: Sequence[Array], d: Array
+) -> tuple[Array, Array]:
     """Return (left, right) with g_n = sum_t left_nt right_nt^T, (n, positions, rows or columns).
 
     Args:
         use: one for which `is_dense` holds.
+        shape: of the parameter.
         values: the operation's inputs, those of examples with these along axis 0.
         d: the cotangent of its result, with the examples along axis 0.
     """
@@ -191,15 +212,16 @@ def outer_factors(use: Use, values: Sequence[Array], d: Array) -> tuple[Array, A
     x = jnp.moveaxis(values[1 - where], 1 + contracted[1 - where][0], -1)
     d = d if where == 1 else jnp.moveaxis(d, 1, -1)
     x, d = (a.reshape(len(a), -1, a.shape[-1]) for a in (x, d))
-    order = permutation(use)
-    assert order is not None
-    return (x, d) if order[contracted[where][0]] == 0 else (d, x)
+    view = view_of(use, shape)
+    assert view is not None
+    return (x, d) if view.order[contracted[where][0]] == 0 else (d, x)
 
 
-def is_dense(use: Use) -> bool:
+def is_dense(use: Use, shape: Sequence[int]) -> bool:
     """Whether an operation is the product of a matrix of parameters with vectors of examples."""
     if use.operation.name != "dot_general" or not all(_are_real(use)):
         return False
     contracted, batches = use.operation.params["dimension_numbers"]
-    order = permutation(use)
-    return order is not None and len(order) == 2 and not batches[0] and len(contracted[0]) == 1
+    view = view_of(use, shape)
+    is_matrix = view is not None and len(shape) == 2 and view.shape == tuple(shape)
+    return is_matrix and not batches[0] and len(contracted[0]) == 1

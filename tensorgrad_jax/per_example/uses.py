@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 
@@ -25,6 +25,7 @@ from tensorgrad_jax.per_example.program import (
     Program,
     Variable,
     body_of,
+    parts_of,
 )
 
 _CHECKPOINTS = {"checkpoint", "remat", "remat2"}
@@ -158,8 +159,9 @@ def analyse(
     makers: dict[Variable, Operation] = {}
     uses, nested = {}, {}
     counts: collections.Counter[int] = collections.Counter()
+    unopened = _Unopened(program)
 
-    for operation in program.operations:
+    for operation in unopened:
         is_batched = tuple(atom in batched for atom in operation.inputs)
         is_parameter = tuple(atom in depends for atom in operation.inputs)
         leaves = frozenset().union(*(depends.get(a, ()) for a in operation.inputs))
@@ -168,6 +170,9 @@ def analyse(
         makers.update(dict.fromkeys(operation.outputs, operation))
         if not any(is_batched):
             depends.update({v: leaves for v in operation.outputs if leaves and is_inexact(v)})
+            continue
+        if leaves and (parts := parts_of(operation)):
+            unopened.open(operation, parts)
             continue
         inner = _nested(operation, parameters, is_batched, is_parameter, open_loops)
         if inner is not None:
@@ -186,8 +191,47 @@ def analyse(
             )
             counts.update(leaves)
 
+    program = unopened.result()
     ends = frozenset().union(*(depends.get(atom, ()) for atom in program.outputs))
     return Analysis(program, parameters, frozenset(batched), uses, nested, counts, ends)
+
+
+class _Unopened:
+    """The operations of a program in order, some of which are replaced by what they consist of."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.waiting = collections.deque(program.operations)
+        self.done: list[Operation] = []
+        self.constants = dict(program.constants)
+        self.names: dict[Input, Input] = {}
+
+    def __iter__(self) -> Iterator[Operation]:
+        while self.waiting:
+            operation = self.waiting.popleft()
+            inputs = tuple(map(self._named, operation.inputs))
+            if inputs != operation.inputs:
+                operation = dataclasses.replace(operation, inputs=inputs)
+            self.done.append(operation)
+            yield operation
+
+    def open(self, operation: Operation, parts: Program) -> None:
+        """Go on with the parts of the operation that was the last."""
+        self.done.pop()
+        self.constants.update(parts.constants)
+        self.names.update(zip(parts.inputs, operation.inputs, strict=True))
+        self.names.update(zip(operation.outputs, parts.outputs, strict=True))
+        self.waiting.extendleft(reversed(parts.operations))
+
+    def result(self) -> Program:
+        """Return the program with the parts in place of what was opened."""
+        outputs = tuple(map(self._named, self.program.outputs))
+        return Program(self.program.inputs, outputs, tuple(self.done), self.constants)
+
+    def _named(self, atom: Input) -> Input:
+        while atom in self.names:
+            atom = self.names[atom]
+        return atom
 
 
 def _makers_of(seeds: Iterable[Input], depends, makers) -> tuple[Operation, ...]:
