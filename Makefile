@@ -1,6 +1,6 @@
 # make train        a virtual environment, the package, a first trained operator
 # make test         the same set-up, then the tests
-# make test-newest  half of them on the newest Python and packages, in an environment of their own
+# make test-newest  half of them, and the slow ones, on the newest Python and packages
 # make lint         ruff and pyright
 # make docs         the documentation as a site, site/index.html; a wrong link fails
 # make validation   comparisons with what is known in closed form, a few minutes
@@ -22,7 +22,7 @@ test: $(VENV)/.test
 
 test-newest:
 	@$(NEWEST_PYTHON) -c '' 2>/dev/null || { echo "error: make test-newest needs Python 3.13, $(NEWEST_PYTHON) does not run; try make test-newest NEWEST_PYTHON=/path/to/python3.13" >&2; exit 2; }
-	$(MAKE) test VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON) ARGS='-m newest $(ARGS)'
+	$(MAKE) test VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON) ARGS='-m "newest or thorough" $(ARGS)'
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

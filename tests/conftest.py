@@ -55,10 +55,33 @@ NEWEST = {
     "test_warnings.py",
 }
 NOT_NEWEST = (
-    "test_half_precision",
     "test_a_run_stopped_by_a_signal_continues_exactly[2]",
     "test_a_run_stopped_by_a_signal_continues_exactly[8]",
 )
+
+# Tests that take long for what they add to the others of their files. They run with `make
+# test-newest` alone, so that `make test` stays below ten minutes and all run in every check.
+THOROUGH = {
+    "test_everywhere.py::test_equinox_modules_with_holes[True-tensorgrad]",
+    "test_everywhere.py::test_python_numbers_and_numpy_arrays_as_leaves[tensorgrad]",
+    "test_examples.py::test_training",
+    "test_in_subspace.py::test_one_parameter_after_the_other_needs_less_memory",
+    "test_in_subspace.py::test_tensorgrad_options_change_the_update",
+    "test_models_properties.py::test_activation_checkpoint_saves_memory_and_keeps_gradients",
+    "test_orthogonalize.py::test_a_core_of_full_rank_is_the_whole_momentum",
+    "test_orthogonalize.py::test_a_weight_of_what_lies_outside_compresses_the_momentum_after_every_"
+    "step[True]",
+    "test_per_example.py::test_squares_are_those_of_explicit_gradients[encoder-auto]",
+    "test_per_example.py::test_squares_are_those_of_explicit_gradients[fno, norm, padding, fft, "
+    "checkpoint-auto]",
+    "test_per_example.py::test_squares_are_those_of_explicit_gradients[fno, separable-auto]",
+    "test_per_example_features.py::test_features_by_kronecker_products[encoder-auto]",
+    "test_per_example_features.py::test_features_by_kronecker_products[fno-auto]",
+    "test_properties.py::test_projections",
+    "test_train.py::test_a_killed_run_continues_exactly",
+    "test_train.py::test_half_precision",
+    "test_trak_run.py::test_runs_are_averaged",
+}
 
 
 def pytest_configure(config):
@@ -81,4 +104,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in NEWEST and item.name not in NOT_NEWEST:
             item.add_marker(pytest.mark.newest)
+        if f"{item.path.name}::{item.name}" in THOROUGH:
+            item.add_marker(pytest.mark.thorough)
     items.sort(key=lambda item: item.path.name != "test_train.py")
