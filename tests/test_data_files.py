@@ -79,6 +79,30 @@ def test_large_files_are_read_sample_by_sample(tmp_path, monkeypatch):
             np.testing.assert_array_equal(streamed[i][name], in_memory[i][name])
 
 
+@pytest.mark.parametrize("how", ["shorter", "other shape", "cut", "removed"])
+def test_a_file_that_changes_in_use_is_told_by_name(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "IN_MEMORY_BYTES", 0)
+    path = tmp_path / "mine_train_8.hdf5"
+
+    def write(n, points):
+        with h5py.File(path, "w") as file:
+            for name in ("x", "y"):
+                file[name] = np.ones((n, points), np.float32)
+
+    write(6, 8)
+    source = open_dataset(tmp_path, "mine", "train", 8)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif how == "removed":
+        path.unlink()
+    else:
+        write(*{"shorter": (3, 8), "other shape": (6, 9)}[how])
+    with pytest.raises(DataError, match=r"mine_train_8.hdf5: "):
+        source[5]
+    with pytest.raises(DataError, match=r"mine_train_8.hdf5: "):
+        list(batches(source, 4, seed=0))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
