@@ -54,33 +54,78 @@ NEWEST = {
     "test_training_report.py",
     "test_warnings.py",
 }
-NOT_NEWEST = (
-    "test_a_run_stopped_by_a_signal_continues_exactly[2]",
-    "test_a_run_stopped_by_a_signal_continues_exactly[8]",
-)
+NOT_NEWEST = ("test_a_run_stopped_by_a_signal_continues_exactly[8]",)
 
 # Tests that take long for what they add to the others of their files. They run with `make
 # test-newest` alone, so that `make test` stays below ten minutes and all run in every check.
 THOROUGH = {
-    "test_everywhere.py::test_equinox_modules_with_holes[True-tensorgrad]",
-    "test_everywhere.py::test_python_numbers_and_numpy_arrays_as_leaves[tensorgrad]",
-    "test_examples.py::test_training",
-    "test_in_subspace.py::test_one_parameter_after_the_other_needs_less_memory",
-    "test_in_subspace.py::test_tensorgrad_options_change_the_update",
-    "test_models_properties.py::test_activation_checkpoint_saves_memory_and_keeps_gradients",
-    "test_orthogonalize.py::test_a_core_of_full_rank_is_the_whole_momentum",
-    "test_orthogonalize.py::test_a_weight_of_what_lies_outside_compresses_the_momentum_after_every_"
-    "step[True]",
-    "test_per_example.py::test_squares_are_those_of_explicit_gradients[encoder-auto]",
-    "test_per_example.py::test_squares_are_those_of_explicit_gradients[fno, norm, padding, fft, "
-    "checkpoint-auto]",
-    "test_per_example.py::test_squares_are_those_of_explicit_gradients[fno, separable-auto]",
-    "test_per_example_features.py::test_features_by_kronecker_products[encoder-auto]",
-    "test_per_example_features.py::test_features_by_kronecker_products[fno-auto]",
-    "test_properties.py::test_projections",
-    "test_train.py::test_a_killed_run_continues_exactly",
-    "test_train.py::test_half_precision",
-    "test_trak_run.py::test_runs_are_averaged",
+    "test_composability.py": (
+        "test_masked_and_partition[tensorgrad]",
+        "test_sharded_parameters_have_stable_shardings[tensorgrad]",
+    ),
+    "test_docs.py": ("test_programs_run[docs/truegrad.md]",),
+    "test_everywhere.py": (
+        "test_bfloat16_parameters_in_conditions[tensorgrad]",
+        "test_entries_in_proportion_to_their_magnitudes_in_tensorgrad",
+        "test_equinox_modules_with_holes[True-tensorgrad]",
+        "test_explicit_mesh_axes[tensorgrad]",
+        "test_flax_serialization_and_a_linen_train_state[tensorgrad]",
+        "test_python_numbers_and_numpy_arrays_as_leaves[tensorgrad]",
+    ),
+    "test_examples.py": (
+        "test_compress_5d",
+        "test_fine_tune",
+        "test_training",
+    ),
+    "test_export.py": (
+        "test_optimizers[tensorgrad, gaps that grow]",
+        "test_projected_adamw[MatrixLowRank full]",
+    ),
+    "test_in_subspace.py": (
+        "test_one_parameter_after_the_other_needs_less_memory",
+        "test_tensorgrad_options_change_the_update",
+    ),
+    "test_models_properties.py": (
+        "test_activation_checkpoint_saves_memory_and_keeps_gradients",
+        "test_gradients_under_shard_map",
+    ),
+    "test_orthogonalize.py": (
+        "test_a_core_of_full_rank_is_the_whole_momentum",
+        "test_a_weight_of_what_lies_outside_compresses_the_momentum_after_every_step[True]",
+    ),
+    "test_per_example.py": (
+        "test_squares_are_those_of_explicit_gradients[attention-auto]",
+        "test_squares_are_those_of_explicit_gradients[encoder-auto]",
+        "test_squares_are_those_of_explicit_gradients[fno, norm, padding, fft, checkpoint-auto]",
+        "test_squares_are_those_of_explicit_gradients[fno, separable-auto]",
+        "test_squares_are_those_of_explicit_gradients[recurrent-auto]",
+    ),
+    "test_per_example_features.py": (
+        "test_features_by_kronecker_products[encoder-auto]",
+        "test_features_by_kronecker_products[fno-auto]",
+    ),
+    "test_projections.py": (
+        "test_jit_and_vmap_change_nothing[nested]",
+        "test_jit_and_vmap_change_nothing[random]",
+        "test_more_rounds_and_a_warm_start_improve_the_randomized_method",
+    ),
+    "test_properties.py": ("test_projections",),
+    "test_sizes.py": (
+        "test_updates_are_as_large_as_adamws_whatever_the_gap[complex-transport-composite]",
+    ),
+    "test_train.py": (
+        "test_a_killed_run_continues_exactly",
+        "test_a_run_stopped_by_a_signal_continues_exactly[2]",
+        "test_a_run_stopped_by_a_signal_continues_exactly[5]",
+        "test_half_precision",
+    ),
+    "test_trak_run.py": (
+        "test_every_kind[normal]",
+        "test_every_kind[srft]",
+        "test_runs_are_averaged",
+        "test_scores_are_those_of_whole_gradients",
+    ),
+    "test_training_build.py": ("test_a_batch_in_halves_makes_the_same_step",),
 }
 
 
@@ -104,6 +149,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in NEWEST and item.name not in NOT_NEWEST:
             item.add_marker(pytest.mark.newest)
-        if f"{item.path.name}::{item.name}" in THOROUGH:
+        if item.name in THOROUGH.get(item.path.name, ()):
             item.add_marker(pytest.mark.thorough)
     items.sort(key=lambda item: item.path.name != "test_train.py")

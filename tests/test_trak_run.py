@@ -117,7 +117,7 @@ def test_every_kind(run, tmp_path, kind):
         (["--run", "RUN", "--damping", "nan"], "--damping: must be a number of at least 0"),
         (["--run", "RUN", "--data_root", "nowhere"], "nowhere"),
         (["--run", "RUN", "--out", "RUN/config.yaml"], "config.yaml"),
-        (["--run", "DAMAGED"], "is damaged or belongs to another configuration"),
+        (["--run", "DAMAGED"], "is damaged: state/"),
         (["--run", "EMPTY"], "no complete checkpoint"),
     ],
 )
