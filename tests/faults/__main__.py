@@ -58,26 +58,51 @@ def _both(*parts: Iterator[Case]) -> Iterator[Case]:
         yield from part
 
 
+def _counts(cases: list[Case]) -> dict[str, tuple[int, int]]:
+    """Return how many attacks of every kind were tried and how many held."""
+    return {
+        kind: (
+            sum(c.times for c in cases if c.kind == kind),
+            sum(c.times for c in cases if c.kind == kind and c.held),
+        )
+        for kind in dict.fromkeys(case.kind for case in cases)
+    }
+
+
 def _table(cases: list[Case]) -> str:
-    rows = ["| attack | tried | held |", "|---|---|---|"]
-    for kind in dict.fromkeys(case.kind for case in cases):
-        held = [case.held for case in cases if case.kind == kind]
-        rows.append(f"| {kind} | {len(held)} | {sum(held)} |")
-    return "\n".join(rows)
+    rows = [f"| {kind} | {n:,} | {held:,} |" for kind, (n, held) in _counts(cases).items()]
+    return "\n".join(["| attack | tried | held |", "|---|---|---|", *rows])
 
 
 def _plot(cases: list[Case], path: Path) -> None:
-    kinds = list(dict.fromkeys(case.kind for case in cases))[::-1]
-    held = [sum(c.held for c in cases if c.kind == kind) for kind in kinds]
-    lost = [sum(not c.held for c in cases if c.kind == kind) for kind in kinds]
-    figure = Figure(figsize=(6.4, 0.34 * len(kinds) + 1), layout="constrained")
+    counts = dict(reversed(_counts(cases).items()))
+    figure = Figure(figsize=(6.4, 0.3 * len(counts) + 1), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.barh(kinds, held, color="tab:blue", label="held")
-    axes.barh(kinds, lost, left=held, color="tab:red", label="not held")
-    axes.set_xlabel("attacks")
-    axes.legend(frameon=False, loc="lower right")
+    places = range(len(counts))
+    axes.barh(places, [n for n, _ in counts.values()], 0.8, color="tab:red", label="tried")
+    axes.barh(places, [h for _, h in counts.values()], 0.8, color="tab:blue", label="held")
+    axes.set_yticks(places, list(counts))
+    axes.set_xscale("log")
+    axes.set_xlim(0.7, None)
+    axes.set_xlabel("attacks (red: tried and not held)")
+    axes.margins(y=0.01)
     figure.savefig(path, dpi=120)
+
+
+def write(cases: list[Case]) -> None:
+    """Write the table, the picture and every case."""
+    machine = f"{os.cpu_count()} CPU cores, jax {jax.__version__}, {platform.platform()}"
+    (OUT / "faults.md").write_text(
+        "# What was done to runs of train.py\n\n"
+        "Held: the run ended with the same bits as one that nothing happened to, or one line "
+        "told what is wrong with the exit status that README gives, and nothing that was good "
+        f"was lost. `make faults` on {machine}.\n\n{_table(cases)}\n\n"
+        "![Attacks, tried and held](faults.png)\n"
+    )
+    lines = ",\n".join(json.dumps(case.__dict__) for case in cases)
+    (OUT / "faults.json").write_text(f"[\n{lines}\n]\n")
+    _plot(cases, OUT / "faults.png")
 
 
 def main() -> int:
@@ -95,20 +120,10 @@ def main() -> int:
             cases.append(case)
             if not case.held:
                 print(f"NOT HELD {case.kind}: {case.what}: {case.seen}", flush=True)
-        print(f"{name}: {len(cases)} so far, {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     print(_table(cases))
     if arguments.only is None:
-        machine = f"{os.cpu_count()} CPU cores, jax {jax.__version__}, {platform.platform()}"
-        (OUT / "faults.md").write_text(
-            "# What was done to runs of train.py\n\n"
-            "Held: the run ended with the same bits as one that nothing happened to, or one line "
-            "told what is wrong with the exit status that README gives, and nothing that was good "
-            f"was lost. `make faults` on {machine}.\n\n{_table(cases)}\n\n"
-            "![Attacks, tried and held](faults.png)\n"
-        )
-        listed = [case.__dict__ for case in cases]
-        (OUT / "faults.json").write_text(json.dumps(listed, indent=0) + "\n")
-        _plot(cases, OUT / "faults.png")
+        write(cases)
     return int(not all(case.held for case in cases))
 
 

@@ -130,4 +130,4 @@ def _outcome(kind: str, attempt, tried: list[int]) -> Case:
         return Case(
             kind, f"attempt {tried[0]}", False, f"{type(escaped).__name__}: {escaped}"[:400]
         )
-    return Case(kind, f"{tried[0]} attempts", True)
+    return Case(kind, "at random", True, times=tried[0])

@@ -33,12 +33,13 @@ OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One attack: its kind, what was done, whether it was held, and what was seen if not."""
+    """An attack: its kind, what was done, whether it was held, what was seen if not, how often."""
 
     kind: str
     what: str
     held: bool
     seen: str = ""
+    times: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
