@@ -19,7 +19,11 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "validation/faults.md")  # outside docs/, pages nevertheless
+PAGES = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "validation/faults.md",
+)  # outside docs/, pages nevertheless
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(?=[)#])")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)

@@ -31,7 +31,7 @@ from tensorgrad_jax.per_example.chunks import (
     numbers_of,
     over_chunks,
 )
-from tensorgrad_jax.per_example.program import Operation, Variable, read, run
+from tensorgrad_jax.per_example.program import Operation, Variable, read, run, scan_counts
 from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
 from tensorgrad_jax.per_example.rules import Rule, positions_of_dot, rule_for, rule_for_terms
 from tensorgrad_jax.per_example.slabs import Slabs, is_dense, outer_factors, slabs_of
@@ -373,8 +373,8 @@ def _own(nested: Nested, probes, operands):
 def _loop(operation: Operation, nested: Nested, is_batched, ins, probes, operands, taps: Taps):
     """Evaluate a loop: a turn uses one slice of its parameters, and has that slice of probes."""
     params, body = operation.params, nested.body
-    n_consts = params["num_consts"]
-    first = n_consts + params["num_carry"]
+    n_consts, n_carry = scan_counts(operation)
+    first = n_consts + n_carry
     own_probes, own_operands = _own(nested, probes, operands)
     slices = [
         leaf._replace(shape=leaf.shape[1:]) if i in nested.leaves else leaf
@@ -385,7 +385,6 @@ def _loop(operation: Operation, nested: Nested, is_batched, ins, probes, operand
     def turn(carry, xs):
         xs, probes = xs
         outs = evaluate(body, [*ins[:n_consts], *carry, *xs], probes, own_operands, inner)
-        n_carry = params["num_carry"]
         carry = [_as(out, old) for out, old in zip(outs[:n_carry], carry, strict=True)]
         return carry, outs[n_carry:]
 
@@ -409,7 +408,7 @@ def _loop(operation: Operation, nested: Nested, is_batched, ins, probes, operand
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    out = [v in body.batched for v in body.program.outputs[params["num_carry"] :]]
+    out = [v in body.batched for v in body.program.outputs[n_carry:]]
     return [*carry, *(jnp.moveaxis(y, 0, 1) if b else y for y, b in zip(ys, out, strict=True))]
 
 

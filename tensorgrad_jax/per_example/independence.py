@@ -30,7 +30,7 @@ from tensorgrad_jax.per_example.batch_axis import (
     of_total,
     own,
 )
-from tensorgrad_jax.per_example.program import Constant, Operation, Program, program_of
+from tensorgrad_jax.per_example.program import Constant, Operation, Program, program_of, scan_counts
 
 _ADVICE = "If you know that examples are independent all the same, say check_independence=False"
 
@@ -224,7 +224,7 @@ def _joined(operation: Operation, atom, a: State, b: State) -> State:
 
 def _scan(followed: _Followed, operation, twice, ins: list[State]) -> list[State]:
     params = operation.params
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+    n_consts, n_carry = scan_counts(operation)
     first = n_consts + n_carry
     slices = [_slice_of(operation, s) for s in ins[first:]]
     body = _body(params["jaxpr"])

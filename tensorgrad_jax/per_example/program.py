@@ -178,3 +178,13 @@ def trace(function: Callable[..., Any], *arguments: Any) -> tuple[Program, Any]:
     """Trace a function; return its program, from flat arguments, and the structure of results."""
     jaxpr, out = jax.make_jaxpr(function, return_shape=True)(*arguments)
     return program_of(jaxpr), jax.tree.structure(out)
+
+
+def scan_counts(operation: Operation) -> tuple[int, int]:
+    """Return how many operands of a scan are constants of its body, and how many its carry."""
+    params = operation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # Later versions of JAX keep the three groups of operands as a tree.
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(list(consts)), len(list(carry))

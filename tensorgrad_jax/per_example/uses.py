@@ -26,6 +26,7 @@ from tensorgrad_jax.per_example.program import (
     Variable,
     body_of,
     parts_of,
+    scan_counts,
 )
 
 _CHECKPOINTS = {"checkpoint", "remat", "remat2"}
@@ -266,7 +267,7 @@ def _nested(operation, parameters, is_batched, is_parameter, open_loops) -> Nest
         body = body_of(operation)
         inner = _analysed_body(operation, body, parameters, is_batched, is_parameter, open_loops)
     elif operation.name == "scan" and open_loops:
-        first = operation.params["num_consts"] + operation.params["num_carry"]
+        first = sum(scan_counts(operation))
         # What is used in every turn is used more than once.
         if any(is_parameter[:first]):
             return None
@@ -301,7 +302,7 @@ def _analysed_body(
 
 def _analysed_loop(operation, body, parameters, is_batched, is_parameter) -> Analysis:
     """Analyse the body of a scan: a carry that one turn makes batched enters the next so."""
-    n_consts, n_carry = operation.params["num_consts"], operation.params["num_carry"]
+    n_consts, n_carry = scan_counts(operation)
     flags = list(is_batched)
     while True:
         # A loop within this one would need one probe per turn of both.
