@@ -38,7 +38,7 @@ collect_ignore = ["golden"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 # The half of the suite that `make test-newest` runs: what depends most on the versions of Python,
-# JAX, Flax, Optax, Grain and Orbax for the seconds that it takes. Of these files, the tests named
+# JAX (what reads its programs above all), Flax, Optax, Grain and Orbax for its seconds. Of these files, the tests named
 # below take long for what they add: other precisions are exported, one stop of a run is left.
 NEWEST = {
     "test_composability.py",
@@ -47,7 +47,10 @@ NEWEST = {
     "test_data_sets.py",
     "test_export.py",
     "test_golden_trajectories.py",
+    "test_independence.py",
     "test_models_golden.py",
+    "test_per_example.py",
+    "test_same_derivative.py",
     "test_train.py",
     "test_train_refusals.py",
     "test_training_config.py",
