@@ -38,8 +38,8 @@ collect_ignore = ["golden"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 # The half of the suite that `make test-newest` runs: what depends most on the versions of Python,
-# JAX (what reads its programs above all), Flax, Optax, Grain and Orbax for its seconds. Of these files, the tests named
-# below take long for what they add: other precisions are exported, one stop of a run is left.
+# JAX (what reads its programs above all), Flax, Optax, Grain and Orbax for its seconds. Of these
+# files, the tests named below take long for what they add.
 NEWEST = {
     "test_composability.py",
     "test_data_files.py",
