@@ -18,6 +18,7 @@ from tensorgrad_jax.training.data_sets import TestSet as OneTest
 from tensorgrad_jax.training.data_sets import data_sets
 from tensorgrad_jax.training.loop import InterruptedRunError, Training
 from tensorgrad_jax.training.report import write_report
+from tensorgrad_jax.training.stops import Interrupts
 
 
 def samples(n, points, seed=0, channels=1):
@@ -105,3 +106,16 @@ def test_a_diverging_training_says_so():
     wild = Training(model, optax.sgd(1e30), data_sets(samples(8, 8)), 1e30, batch_size=4)
     with pytest.raises(loop.DivergedError, match=r"diverged in epoch 1: the loss is not finite$"):
         wild.fit(3)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupts.received
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.received
+    finally:
+        signal.signal(signal.SIGHUP, before)

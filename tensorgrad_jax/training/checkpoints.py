@@ -6,7 +6,6 @@ file in it, so that damage is noticed, and an older one is used where the newest
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -140,11 +139,13 @@ class Checkpoints:
         Raises:
             CheckpointError: if there is none.
         """
-        steps = self._steps()
-        for step in steps:
-            with contextlib.suppress(CheckpointError):
+        first: CheckpointError | None = None
+        for step in self._steps():
+            try:
                 return self._record(step)
-        raise self._none() if not steps else self._reason(steps[0])
+            except CheckpointError as error:
+                first = first or error
+        raise first or self._none()
 
     def restore(self, like: TrainState) -> tuple[TrainState, Record]:
         """Return the newest checkpoint that is intact; one line on stderr if it is an older one.
@@ -186,14 +187,6 @@ class Checkpoints:
 
     def _none(self) -> CheckpointError:
         return CheckpointError(f"no complete checkpoint in {self.folder}")
-
-    def _reason(self, step: int) -> CheckpointError:
-        """Return why the record of a checkpoint cannot be read."""
-        try:
-            self._record(step)
-        except CheckpointError as error:
-            return error
-        raise AssertionError
 
     def _record(self, step: int) -> Record:
         path = self.folder / str(step)

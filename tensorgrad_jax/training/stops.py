@@ -36,7 +36,7 @@ class Interrupts:
         """Take over the signals."""
         if threading.current_thread() is threading.main_thread():
             _noting.append(self)
-            for number in _SIGNALS:
+            for number in _not_ignored():
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -82,10 +82,8 @@ class Stop:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            # Who starts a command with nohup wants it to outlive the terminal.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda number, frame: self.leave())
+        for number in _not_ignored():
+            signal.signal(number, lambda number, frame: self.leave())
         threading.Thread(target=self._watch, daemon=True).start()
 
     def end(self, status: int) -> NoReturn:
@@ -117,6 +115,11 @@ class Stop:
             noting = current
             if current is None or noted > 1:
                 self.leave()
+
+
+def _not_ignored() -> list[int]:
+    """The signals to take over: a command that nohup starts is to outlive its terminal."""
+    return [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def keep_streams() -> None:

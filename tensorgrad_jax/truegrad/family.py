@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32, PyTree
 
+from tensorgrad_jax.transforms.inner import check_transformation
 from tensorgrad_jax.transforms.moments import momentum
 from tensorgrad_jax.truegrad.adam import with_decay_and_rate
 from tensorgrad_jax.truegrad.squares import (
@@ -180,7 +181,7 @@ def graft(
         N. Agarwal et al., arXiv 2002.11803.
     """
     for name, value in (("magnitude", magnitude), ("direction", direction)):
-        _check_transformation("graft", name, value)
+        check_transformation("graft", name, value)
     magnitude = optax.with_extra_args_support(magnitude)
     direction = optax.with_extra_args_support(direction)
 
@@ -207,7 +208,7 @@ def sign(
     Raises:
         ValueError: if `base` is no Optax transformation.
     """
-    _check_transformation("sign", "base", base)
+    check_transformation("sign", "base", base)
     base = optax.with_extra_args_support(base)
     signed = lambda u: as_large_as(u, jnp.sign(u)) if graft_to_self else jnp.sign(u)
 
@@ -272,8 +273,3 @@ def _check_betas(owner: str, betas: Sequence[float], lengths: tuple[int, ...]) -
 def _check_eps(owner: str, eps: float) -> None:
     if not eps >= 0:
         raise ValueError(f"{owner}: eps must not be negative, got {eps!r}")
-
-
-def _check_transformation(owner: str, name: str, value: Any) -> None:
-    if not (hasattr(value, "init") and hasattr(value, "update")):
-        raise ValueError(f"{owner}: {name} must be an Optax transformation, got {value!r}")

@@ -52,6 +52,9 @@ def kills(folder: Path, n: int, seed: int = 0) -> Iterator[Case]:
 
 def signals(folder: Path, n: int, seed: int = 1) -> Iterator[Case]:
     """SIGINT, SIGTERM or SIGHUP at n moments from the first line of `main` on, some twice."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell's background job ignores it, and its children would: they are to have the default.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = folder / "cache"
     duration = _duration(folder, cache)
     expected = runs.result(folder / "timed")
@@ -70,11 +73,13 @@ def signals(folder: Path, n: int, seed: int = 1) -> Iterator[Case]:
         # One that comes when all is done may find a process that is ending anyway.
         asked = found.status == 130 and found.one_line
         done = found.status == 0 and found.error == ""
+        status = found.status
         seen = "" if asked or done else str(found)
         if not seen and not done:
             found = runs.go_on(trial, cache)
             seen = "" if found.status == 0 and runs.result(trial) == expected else str(found)
-        what = f"{number.name}{' twice' if twice else ''} after {moment:.2f} s"
+        what = f"{number.name}{' twice' if twice else ''} after {moment:.2f} of {duration:.2f} s"
+        what += f": status {status}"
         yield Case("signal", what, not seen, seen)
         shutil.rmtree(trial, ignore_errors=True)
 
