@@ -52,9 +52,11 @@ def kills(folder: Path, n: int, seed: int = 0) -> Iterator[Case]:
 
 def signals(folder: Path, n: int, seed: int = 1) -> Iterator[Case]:
     """SIGINT, SIGTERM or SIGHUP at n moments from the first line of `main` on, some twice."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        # A shell's background job ignores it, and its children would: they are to have the default.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in _ASKING:
+        # Ignored by a shell's background job or under nohup, and then by its children too. What has
+        # a handler here they begin with as the system has it.
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
     cache = folder / "cache"
     duration = _duration(folder, cache)
     expected = runs.result(folder / "timed")
