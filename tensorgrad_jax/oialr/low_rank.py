@@ -81,7 +81,7 @@ class Rotation(NamedTuple):
     Q: Any
 
 
-def as_matrix(kernel: Inexact[Array, "..."], rows: int) -> Inexact[Array, "m n"]:
+def as_matrix(kernel: Inexact[Array, ...], rows: int) -> Inexact[Array, "m n"]:
     """Return a kernel as a matrix whose rows are its `rows` leading axes together."""
     return kernel.reshape(math.prod(kernel.shape[:rows]), -1)
 
@@ -92,7 +92,7 @@ def physical_size(rank: int, full: int, bucket: int) -> int:
 
 
 def factor(
-    kernel: Inexact[Array, "..."], rows: int = 1, ratio: float = 1.0, bucket: int = 1
+    kernel: Inexact[Array, ...], rows: int = 1, ratio: float = 1.0, bucket: int = 1
 ) -> LowRank:
     """Return the singular value decomposition of a kernel, S = diag(sigma) as a full matrix.
 
@@ -114,17 +114,14 @@ def factor(
     return cut(LowRank(U, S, Vt, whole.rank, kernel.shape), whole.rank)
 
 
-def reconstruct(x: LowRank) -> Inexact[Array, "..."]:
+def reconstruct(x: LowRank) -> Inexact[Array, ...]:
     """Return the kernel U S Vt.
 
     Differentiable: the gradient with respect to S is U^H G V.
     """
     m, n = x.U.shape[0], x.Vt.shape[1]
     # The core goes with the smaller side first: p p min(m, n) + p m n products.
-    if m <= n:
-        matrix = _product(_product(x.U, x.S), x.Vt)
-    else:
-        matrix = _product(x.U, _product(x.S, x.Vt))
+    matrix = _product(_product(x.U, x.S), x.Vt) if m <= n else _product(x.U, _product(x.S, x.Vt))
     return matrix.reshape(x.shape)
 
 
@@ -158,9 +155,7 @@ def cut(x: LowRank, rank: Int[Array, ""] | int) -> LowRank:
     rank = jnp.asarray(rank, jnp.int32)
     alive = jnp.arange(x.size) < rank
     S = None if x.S is None else jnp.where(alive[:, None] & alive, x.S, 0)
-    return LowRank(
-        jnp.where(alive, x.U, 0), S, jnp.where(alive[:, None], x.Vt, 0), rank, x.shape
-    )
+    return LowRank(jnp.where(alive, x.U, 0), S, jnp.where(alive[:, None], x.Vt, 0), rank, x.shape)
 
 
 def cut_rank(

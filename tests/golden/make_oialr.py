@@ -16,6 +16,7 @@ packages instead. Arrays:
 """
 
 import importlib.util
+import itertools
 import pathlib
 import sys
 import types
@@ -102,7 +103,7 @@ def run(original, out):
     images = torch.tensor(digits.images[:256].reshape(256, 64) / 16, dtype=torch.float32)
     labels = torch.tensor(digits.target[:256])
     torch.manual_seed(0)
-    pairs = list(zip(WIDTHS[:-1], WIDTHS[1:], strict=True))
+    pairs = list(itertools.pairwise(WIDTHS))
     made = [torch.nn.Linear(i, o) for i, o in pairs]
     parts = [x for layer in made[:-1] for x in (layer, torch.nn.ReLU())] + [made[-1]]
     net = torch.nn.Sequential(*parts)

@@ -1,0 +1,140 @@
+"""Low-rank kernels among the parameters of any model: cores in a tree, bases beside it.
+
+A tree of parameters keeps its structure when kernels become low-rank: where a kernel stood, its
+core stands. Optimizer states, masks and checkpoints that follow the tree go on to do so. Bases are
+a dictionary {name: `LowRank` without its core}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from tensorgrad_jax.oialr.kernels import (
+    Kernels,
+    by_shape,
+    kernels_of,
+    named,
+    renamed,
+    to_be_factored,
+)
+from tensorgrad_jax.oialr.low_rank import LowRank, factor, reconstruct
+
+Bases = dict[str, LowRank]
+
+
+def low_rank(
+    params: PyTree,
+    kernels: Kernels = by_shape,
+    *,
+    keep_first_layer: bool = False,
+    keep_last_layer: bool = True,
+    inner_dim_init_ratio: float = 1.0,
+    bucket: int = 1,
+) -> tuple[PyTree, Bases]:
+    """Factor the kernels of a tree that are worth it.
+
+    Args:
+        params: the parameters of a dense model.
+        kernels: which of them are kernels, see `kernels.Kernels`.
+        keep_first_layer: the first of them stays dense.
+        keep_last_layer: the last of them stays dense.
+        inner_dim_init_ratio: share of the singular values that is kept.
+        bucket: of the cores' physical sizes.
+
+    Returns:
+        the tree with cores where kernels stood, and the bases.
+
+    Raises:
+        ValueError: if no kernel is left.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> params = {"kernel": jax.random.normal(jax.random.key(0), (6, 4)), "bias": jnp.ones(4)}
+        >>> cores, bases = low_rank(params, keep_last_layer=False, inner_dim_init_ratio=0.5)
+        >>> cores["kernel"].shape, bases["kernel"].U.shape
+        ((2, 2), (6, 2))
+        >>> loss = lambda cores, x: jnp.sum((x @ lift(cores, bases)["kernel"]) ** 2)
+        >>> jax.grad(loss)(cores, jnp.ones((3, 6)))["kernel"].shape
+        (2, 2)
+    """
+    found, leaves = kernels_of(params, kernels), named(params)
+    shapes = {name: leaves[name].shape for name in found}
+    names = to_be_factored(shapes, found, keep_first_layer, keep_last_layer)
+    return factored(params, {n: found[n].rows for n in names}, inner_dim_init_ratio, bucket)
+
+
+def factored(
+    params: PyTree, rows: dict[str, int], ratio: float = 1.0, bucket: int = 1
+) -> tuple[PyTree, Bases]:
+    """Factor the kernels that are named with their numbers of rows."""
+    leaves = named(params)
+    made = {name: factor(leaves[name], n, ratio, bucket) for name, n in rows.items()}
+    cores = {name: x.S for name, x in made.items()}
+    return renamed(params, cores), {name: x.without_core() for name, x in made.items()}
+
+
+def lift(params: PyTree, bases: Bases) -> PyTree:
+    """Return the parameters of the dense model: every core between its bases.
+
+    Differentiable with respect to `params`, so that any function of dense parameters becomes one of
+    cores. The bases are constants.
+    """
+    leaves = named(params)
+    bases = jax.lax.stop_gradient(bases)
+    dense = {name: reconstruct(x.with_core(leaves[name])) for name, x in bases.items()}
+    return renamed(params, dense)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamReport:
+    """How many numbers a model has, against the dense one.
+
+    Attributes:
+        dense: of the dense model.
+        trainable: alive cores and everything that is no low-rank kernel.
+        stored: physically, bases and cores at their physical sizes.
+        ranks: of every low-rank kernel, by name.
+    """
+
+    dense: int
+    trainable: int
+    stored: int
+    ranks: dict[str, int]
+
+    @property
+    def trainable_percent(self) -> float:
+        """100 trainable / dense."""
+        return 100 * self.trainable / self.dense
+
+    @property
+    def stored_percent(self) -> float:
+        """100 stored / dense."""
+        return 100 * self.stored / self.dense
+
+    def __str__(self):
+        """Return one line."""
+        ranks = " ".join(f"{name}={rank}" for name, rank in self.ranks.items())
+        return (
+            f"trainable {self.trainable_percent:.2f}% ({self.trainable} of {self.dense}), "
+            f"stored {self.stored_percent:.2f}%, ranks: {ranks or 'all dense'}"
+        )
+
+
+def param_report(params: PyTree, bases: Bases | None = None) -> ParamReport:
+    """Count the parameters of a model, some of whose kernels may be low-rank."""
+    leaves, bases = named(params), bases or {}
+    ranks = {name: int(x.rank) for name, x in jax.device_get(bases).items()}
+    size = lambda x: math.prod(jnp.shape(x))
+    others = sum(size(x) for name, x in leaves.items() if name not in bases)
+    frozen = sum(size(x.U) + size(x.Vt) for x in bases.values())
+    return ParamReport(
+        dense=others + sum(math.prod(x.shape) for x in bases.values()),
+        trainable=others + sum(r * r for r in ranks.values()),
+        stored=sum(map(size, leaves.values())) + frozen,
+        ranks=ranks,
+    )
