@@ -126,8 +126,9 @@ def working_layers(
 ) -> Sequence[str]:
     """Return those of the low-rank layers that the check of that number, from 1, looks at.
 
-    They are the last ceil(p L j) of L layers at check j, p being the share `network_layer_perc_step`.
-    The original takes the last j floor(p (L - 1)), and all where that is 0 (`legacy`).
+    They are the last ceil(p L j) of L layers at check j, with the share p =
+    `network_layer_perc_step`. The original takes the last j floor(p (L - 1)), and all where that is
+    0 (`legacy`).
     """
     if legacy:
         taken = check * int((len(names) - 1) * network_layer_perc_step)

@@ -4,9 +4,10 @@ A kernel, seen as a matrix W of shape (m, n), is held as
 
     W = U S V^H,    U (m, p) and V (n, p) frozen,    S (p, p) trained in full.
 
-Only the leading `rank` columns of U and V are alive; the others are zeros, and so are then S outside
-its leading block, its gradient U^H G V and everything that an optimizer makes of it. The physical
-size p may therefore stand still while the rank shrinks: training with zeros is training without.
+Only the leading `rank` columns of U and V are alive; the others are zeros, and so are then S
+outside its leading block, its gradient U^H G V and everything that an optimizer makes of it. The
+physical size p may therefore stand still while the rank shrinks: training with zeros is training
+without.
 
 Source: D. Coquelin et al., Harnessing Orthogonality to Train Low-Rank Neural Networks, arXiv
 2401.08505.
@@ -99,8 +100,8 @@ def factor(
     Args:
         kernel: an array of two or more dimensions.
         rows: how many of its leading axes make up the rows of the matrix.
-        ratio: share of the min(m, n) singular values that is kept: the largest int(ratio min(m, n)),
-            at least one.
+        ratio: share of the singular values that is kept: the largest int(ratio min(m, n)), at
+            least one.
         bucket: the core's physical size is a multiple of it, or min(m, n).
     """
     matrix = as_matrix(kernel, rows)

@@ -3,7 +3,7 @@ r"""What the bases of weights do during training: stability and mixing.
 A weight W = U Sigma V^H (seen as a matrix, tall) has the basis B = U V^H, its orthogonal polar
 factor: the nearest matrix with orthonormal columns. For two times t and s,
 
-    stability(t, s) = mean over columns of the cosine of B_t[:, j] and B_s[:, j] = tr(B_t^H B_s) / n,
+    stability(t, s) = mean over j of cos(B_t[:, j], B_s[:, j]) = tr(B_t^H B_s) / n,
 
 in [-1, 1]. How the basis is mixed stands in R of W = Q R, diagonal positive. B is computed by
 Newton-Schulz iterations, products of matrices alone.
@@ -28,8 +28,8 @@ from tensorgrad_jax.transforms.orthogonalize import TO_CONVERGENCE, polar_factor
 def polar_factor(kernel: Inexact[Array, ...], rows: int = 1) -> Inexact[Array, "m n"]:
     """Return the basis B = U V^H of a kernel whose `rows` leading axes make up its rows.
 
-    Where the matrix has singular values of zero, also those of B are: it then is a partial isometry.
-    Singular values below a millionth of the norm are in between.
+    Where the matrix has singular values of zero, also those of B are: it then is a partial
+    isometry. Singular values below a millionth of the norm are in between.
     """
     matrix = as_matrix(kernel, rows)
     wide = jnp.promote_types(matrix.real.dtype, jnp.float32)

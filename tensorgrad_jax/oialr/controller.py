@@ -1,0 +1,271 @@
+"""The training method over a run: warm-up, cores, checks, with the optimizer's moments.
+
+The controller lives on the host, between the compiled training steps, because shapes change: it is
+asked before every step and mostly only counts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from tensorgrad_jax.oialr.config import Config
+from tensorgrad_jax.oialr.kernels import (
+    Kernels,
+    by_shape,
+    kernels_of,
+    named,
+    renamed,
+    to_be_factored,
+    working_layers,
+)
+from tensorgrad_jax.oialr.low_rank import (
+    LowRank,
+    cut_rank,
+    factor,
+    physical_size,
+    resized,
+)
+from tensorgrad_jax.oialr.moments import Change, carried
+from tensorgrad_jax.oialr.observables import polar_factor, stability
+from tensorgrad_jax.oialr.trees import Bases
+from tensorgrad_jax.oialr.trial import tried
+from tensorgrad_jax.projections.plain import shown
+
+
+class Trees(NamedTuple):
+    """What a controller changes.
+
+    Attributes:
+        params: parameters, with cores where kernels have become low-rank.
+        bases: their bases by name.
+        opt_state: the optimizer's state.
+    """
+
+    params: Any
+    bases: Bases
+    opt_state: Any
+
+
+class Event(NamedTuple):
+    """Something that happened between two training steps.
+
+    Attributes:
+        step: the number of the step that came next.
+        what: "factored" or "checked".
+        ranks: of the layers concerned, behind it.
+    """
+
+    step: int
+    what: str
+    ranks: dict[str, int]
+
+
+class Controller:
+    """Warm-up, conversion and checks of a model given as a tree of parameters.
+
+    Call `step` before every training step; train on what it returns, with a loss of
+    `oialr.lift(params, bases)`:
+
+        controller = oialr.Controller(optimizer, oialr.Config(delay=1000))
+        trees = oialr.Trees(params, {}, optimizer.init(params))
+        for batch in batches:
+            trees = controller.step(*trees)
+            params, opt_state = train_step(trees, batch)
+            trees = trees._replace(params=params, opt_state=opt_state)
+
+    Models of Flax NNX are wrapped by `oialr.wrap`, which holds one of these.
+
+    Args:
+        optimizer: whose state is carried along; None only where no layer changes while it trains.
+        config: the options.
+        kernels: which parameters are kernels, see `kernels.Kernels`.
+        order: names of the kernels in the order of the network, which says what is first and last;
+            default: the order of the tree's leaves.
+
+    Attributes:
+        steps: number of steps begun.
+        checks: number of checks made.
+        skips: how many checks a layer still skips, by name.
+        events: what happened when.
+    """
+
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformation | None = None,
+        config: Config | None = None,
+        kernels: Kernels = by_shape,
+        order: Sequence[str] | None = None,
+    ):
+        self.optimizer, self.config = optimizer, config or Config()
+        self.steps = self.checks = 0
+        self.skips: dict[str, int] = {}
+        self.events: list[Event] = []
+        self.previous: dict[str, Any] = {}  # bases of dense layers at the last look at them
+        self._kernels, self._order = kernels, order
+        self._trial: list[Any] | None = None  # of the optimizer, made once
+        self._next = self.config.delay or self.config.stability_frequency
+
+    def start(self, params: PyTree) -> tuple[PyTree, Bases]:
+        """Return the parameters to begin with: low-rank at once if there is no warm-up.
+
+        Raises:
+            ValueError: if no kernel can become low-rank.
+        """
+        names = self._names(params)
+        if self.config.full_rank_warmup and self.config.delay > 0:
+            return params, {}
+        trees = self._factor(Trees(params, {}, None), names)
+        return trees.params, trees.bases
+
+    def step(self, params: PyTree, bases: Bases, opt_state: Any) -> Trees:
+        """Count a step that is about to be made, and do what is due before it."""
+        self.steps += 1
+        trees = Trees(params, bases, opt_state)
+        return self.update(*trees) if self.config.step_on_forward else trees
+
+    def update(self, params: PyTree, bases: Bases, opt_state: Any, force: bool = False) -> Trees:
+        """Do what is due at this step; `force`: check now, whatever the step.
+
+        Raises:
+            ValueError: if kernels are to become low-rank but no optimizer is known.
+        """
+        trees, config = Trees(params, bases, opt_state), self.config
+        names = self._names(params, bases)
+        due = self.steps >= self._next
+        missing = [n for n in names if n not in bases]
+        if config.freeze == "stability":
+            if (due or force) and missing:
+                trees = self._factor(trees, self._settled(trees.params, missing))
+        elif missing and self.steps >= config.delay and (due or not trees.bases):
+            trees = self._factor(trees, missing)
+        if due:
+            late = (self.steps - self._next) // config.stability_frequency
+            self._next += config.stability_frequency * (1 + late)
+        if not (due or force) or config.fixed_inner_dim:
+            return trees
+        return self._check(trees, [n for n in names if n in trees.bases])
+
+    def _names(self, params, bases=None) -> list[str]:
+        """Return the names of all kernels that are or will be low-rank, in network order."""
+        known = {name: x.shape for name, x in (bases or {}).items()}
+        leaves = named(params)
+        shaped = {
+            name: jax.ShapeDtypeStruct(known.get(name, x.shape), x.dtype)
+            for name, x in leaves.items()
+        }
+        kernels = kernels_of(renamed(params, shaped), self._kernels)
+        if self._order is not None:
+            if unknown := [n for n in self._order if n not in kernels]:
+                raise ValueError(f"order: {shown(unknown[0])} is no kernel of these parameters")
+            kernels = {name: kernels[name] for name in self._order}
+        self._rows = {name: kernel.rows for name, kernel in kernels.items()}
+        shapes = {name: shaped[name].shape for name in kernels}
+        config = self.config
+        return to_be_factored(shapes, kernels, config.keep_first_layer, config.keep_last_layer)
+
+    def _settled(self, params, names) -> list[str]:
+        """Return the layers whose basis has settled since the last look, and look at all."""
+        leaves, settled = named(params), []
+        for name in names:
+            basis = _polar_factor(leaves[name], self._rows[name])
+            before = self.previous.pop(name, None)
+            if before is not None and float(_stability(before, basis)) >= self.config.uvhthreshold:
+                settled.append(name)
+            else:
+                self.previous[name] = basis
+        return settled
+
+    def _factor(self, trees: Trees, names: Sequence[str]) -> Trees:
+        config, leaves = self.config, named(trees.params)
+        finite = [n for n in names if bool(jnp.isfinite(leaves[n]).all())]
+        if spared := [n for n in names if n not in finite]:
+            warnings.warn(
+                f"oialr: {spared[0]!r} is not finite and stays dense ({len(spared)} such)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        ratio, bucket = config.inner_dim_init_ratio, config.bucket
+        made = {n: _factor(leaves[n], self._rows[n], ratio, bucket) for n in finite}
+        if not made:
+            return trees
+        after = renamed(trees.params, {name: x.S for name, x in made.items()})
+        changes = {n: Change(x.U, x.Vt.conj().T, self._rows[n]) for n, x in made.items()}
+        opt_state = self._carried(trees, after, changes, factoring=True)
+        bases = trees.bases | {name: x.without_core() for name, x in made.items()}
+        self._record("factored", made)
+        return Trees(after, bases, opt_state)
+
+    def _check(self, trees: Trees, names: Sequence[str]) -> Trees:
+        config = self.config
+        self.checks += 1
+        taken = working_layers(
+            names, self.checks, config.network_layer_perc_step, config.legacy_selection
+        )
+        working = [n for n in taken if self.skips.get(n, 0) == 0]
+        # The original counts a skipped check in the pass that begins the skipping.
+        begun = max(0, config.stable_update_delay - config.legacy_selection)
+        for name in taken:
+            self.skips[name] = begun if name in working else self.skips[name] - 1
+        if not working:
+            return trees
+        leaves = named(trees.params)
+        found = self._cut([trees.bases[n].with_core(leaves[n]) for n in working])
+        checked, changes = {}, {}
+        for name, (x, rotation) in zip(working, found, strict=True):
+            if config.reinit_shapes:
+                size = physical_size(int(x.rank), x.full_rank, config.bucket)
+                x = resized(x, min(size, x.size))
+            checked[name], changes[name] = x, Change(*rotation)
+        after = renamed(trees.params, {name: x.S for name, x in checked.items()})
+        opt_state = self._carried(trees, after, changes, factoring=False)
+        bases = trees.bases | {name: x.without_core() for name, x in checked.items()}
+        self._record("checked", checked)
+        return Trees(after, bases, opt_state)
+
+    def _cut(self, layers: list[LowRank]) -> list[tuple[LowRank, Any]]:
+        """Rotate and cut layers, each on a device of its own where the parameters lie on several.
+
+        Nothing waits in between: devices work at the same time.
+        """
+        config, found = self.config, []
+        divided = config.use_ddp and config.distributed_updates
+        for number, x in enumerate(layers):
+            sharding = x.S.sharding
+            devices = sorted(sharding.addressable_devices, key=lambda d: d.id)
+            if divided and len(devices) > 1 and sharding.is_fully_replicated:
+                moved = jax.device_put(x, devices[number % len(devices)])
+                y, rotation, _ = _cut_rank(moved, config.sigma_cutoff_fraction)
+                y = jax.device_put(y, jax.tree.map(lambda a: a.sharding, x))
+                rotation = jax.device_put(rotation, sharding)
+            else:
+                y, rotation, _ = _cut_rank(x, config.sigma_cutoff_fraction)
+            found.append((y, rotation))
+        return found
+
+    def _carried(self, trees, after, changes, factoring):
+        if trees.opt_state is None:
+            return None
+        if self.optimizer is None:
+            raise ValueError("oialr: the controller knows no optimizer, whose state is to change")
+        if self._trial is None:
+            self._trial = [tried(self.optimizer, trees.params)]
+        args = (self.optimizer, trees.opt_state, trees.params, after, changes)
+        return carried(*args, self.config.moments, factoring, self._trial[0])
+
+    def _record(self, what, layers):
+        ranks = {name: int(np.asarray(x.rank)) for name, x in layers.items()}
+        self.events.append(Event(self.steps, what, ranks))
+
+
+_factor = jax.jit(factor, static_argnums=(1, 2, 3))
+_cut_rank = jax.jit(cut_rank, static_argnums=1)
+_polar_factor = jax.jit(polar_factor, static_argnums=1)
+_stability = jax.jit(stability)
