@@ -253,7 +253,7 @@ def test_checks_can_be_compiled_with_the_steps():
 
     begin = oialr.low_rank(start())
     run = jax.jit(lambda *c: jax.lax.scan(step, c, (jnp.arange(8), batches)))
-    (params, bases), _ = run(*begin)
+    (_, bases), _ = run(*begin)
 
     controller = oialr.Controller(
         optimizer, config(delay=0, stability_frequency=4, reinit_shapes=False)

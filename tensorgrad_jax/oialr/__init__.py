@@ -1,5 +1,8 @@
 """OIALR."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tensorgrad_jax.oialr.config import Config as Config
 from tensorgrad_jax.oialr.controller import Controller as Controller
 from tensorgrad_jax.oialr.controller import Event as Event
@@ -17,3 +20,19 @@ from tensorgrad_jax.oialr.observables import stability as stability
 from tensorgrad_jax.oialr.trees import lift as lift
 from tensorgrad_jax.oialr.trees import low_rank as low_rank
 from tensorgrad_jax.oialr.trees import param_report as param_report
+
+if TYPE_CHECKING:
+    from tensorgrad_jax.oialr.wrapping import Wrapped as Wrapped
+    from tensorgrad_jax.oialr.wrapping import wrap as wrap
+
+
+def __getattr__(name: str) -> Any:
+    # Flax is needed by these alone.
+    if name in ("wrap", "Wrapped"):
+        try:
+            return getattr(importlib.import_module("tensorgrad_jax.oialr.wrapping"), name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"oialr.{name} needs flax: pip install 'tensorgrad-jax[train]'"
+            ) from error
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import PyTree
 
@@ -35,7 +34,7 @@ from tensorgrad_jax.oialr.low_rank import (
 )
 from tensorgrad_jax.oialr.moments import Change, carried
 from tensorgrad_jax.oialr.observables import polar_factor, stability
-from tensorgrad_jax.oialr.trees import Bases
+from tensorgrad_jax.oialr.trees import Bases, ParamReport, empty, param_report
 from tensorgrad_jax.oialr.trial import tried
 from tensorgrad_jax.projections.plain import shown
 
@@ -61,11 +60,13 @@ class Event(NamedTuple):
         step: the number of the step that came next.
         what: "factored" or "checked".
         ranks: of the layers concerned, behind it.
+        report: parameters of the whole model, behind it.
     """
 
     step: int
     what: str
     ranks: dict[str, int]
+    report: ParamReport
 
 
 class Controller:
@@ -131,6 +132,44 @@ class Controller:
         trees = Trees(params, bases, opt_state)
         return self.update(*trees) if self.config.step_on_forward else trees
 
+    def due(self, bases: Bases) -> bool:
+        """Whether something is to be done before the step that was counted last."""
+        waiting = self.config.freeze == "delay" and not bases
+        return self.steps >= self._next or (waiting and self.steps >= self.config.delay)
+
+    def record(self, bases: Bases) -> dict[str, Any]:
+        """Return what a run needs beside its arrays to go on: plain numbers, for JSON.
+
+        Bases that dense layers are compared with (`previous`) are arrays, to be saved as such.
+        """
+        sizes = {name: x.size for name, x in bases.items()}
+        return {
+            "steps": self.steps, "checks": self.checks, "next": self._next,
+            "skips": dict(self.skips), "sizes": sizes,
+        }  # fmt: skip
+
+    def restore(self, record: dict[str, Any], params: PyTree) -> tuple[PyTree, Bases]:
+        """Take over a record, and return trees of the shapes that the run had then.
+
+        Args:
+            record: what `record` returned.
+            params: parameters of the dense model, or their shapes.
+
+        Returns:
+            parameters and bases as `jax.ShapeDtypeStruct`, into which arrays are to be read.
+
+        Raises:
+            ValueError: if the record is of another model.
+        """
+        self._names(params)
+        for name in record["sizes"]:
+            if name not in self._rows:
+                raise ValueError(f"oialr: the record's {shown(name)} is no kernel of this model")
+        self.steps, self.checks = int(record["steps"]), int(record["checks"])
+        self._next, self.skips = int(record["next"]), dict(record["skips"])
+        rows = {name: self._rows[name] for name in record["sizes"]}
+        return empty(params, rows, record["sizes"])
+
     def update(self, params: PyTree, bases: Bases, opt_state: Any, force: bool = False) -> Trees:
         """Do what is due at this step; `force`: check now, whatever the step.
 
@@ -138,8 +177,10 @@ class Controller:
             ValueError: if kernels are to become low-rank but no optimizer is known.
         """
         trees, config = Trees(params, bases, opt_state), self.config
-        names = self._names(params, bases)
         due = self.steps >= self._next
+        if not (force or self.due(bases)):
+            return trees
+        names = self._names(params, bases)
         missing = [n for n in names if n not in bases]
         if config.freeze == "stability":
             if (due or force) and missing:
@@ -200,8 +241,7 @@ class Controller:
         changes = {n: Change(x.U, x.Vt.conj().T, self._rows[n]) for n, x in made.items()}
         opt_state = self._carried(trees, after, changes, factoring=True)
         bases = trees.bases | {name: x.without_core() for name, x in made.items()}
-        self._record("factored", made)
-        return Trees(after, bases, opt_state)
+        return self._noted("factored", made, Trees(after, bases, opt_state))
 
     def _check(self, trees: Trees, names: Sequence[str]) -> Trees:
         config = self.config
@@ -227,8 +267,7 @@ class Controller:
         after = renamed(trees.params, {name: x.S for name, x in checked.items()})
         opt_state = self._carried(trees, after, changes, factoring=False)
         bases = trees.bases | {name: x.without_core() for name, x in checked.items()}
-        self._record("checked", checked)
-        return Trees(after, bases, opt_state)
+        return self._noted("checked", checked, Trees(after, bases, opt_state))
 
     def _cut(self, layers: list[LowRank]) -> list[tuple[LowRank, Any]]:
         """Rotate and cut layers, each on a device of its own where the parameters lie on several.
@@ -260,9 +299,11 @@ class Controller:
         args = (self.optimizer, trees.opt_state, trees.params, after, changes)
         return carried(*args, self.config.moments, factoring, self._trial[0])
 
-    def _record(self, what, layers):
-        ranks = {name: int(np.asarray(x.rank)) for name, x in layers.items()}
-        self.events.append(Event(self.steps, what, ranks))
+    def _noted(self, what, layers, trees: Trees) -> Trees:
+        report = param_report(trees.params, trees.bases)
+        ranks = {name: report.ranks[name] for name in layers}
+        self.events.append(Event(self.steps, what, ranks, report))
+        return trees
 
 
 _factor = jax.jit(factor, static_argnums=(1, 2, 3))

@@ -78,6 +78,31 @@ def factored(
     return renamed(params, cores), {name: x.without_core() for name, x in made.items()}
 
 
+def empty(params: PyTree, rows: dict[str, int], sizes: dict[str, int]) -> tuple[PyTree, Bases]:
+    """Return shapes and dtypes of a tree with cores of given physical sizes, and of its bases.
+
+    Args:
+        params: parameters of the dense model, or their shapes.
+        rows: of the kernels that are low-rank.
+        sizes: of their cores.
+
+    Raises:
+        ValueError: if a size is not one of 1 to the smaller side of its kernel.
+    """
+    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), params)
+    leaves, cores, bases = named(structs), {}, {}
+    for name, size in sizes.items():
+        kernel = leaves[name]
+        m, n = math.prod(kernel.shape[: rows[name]]), math.prod(kernel.shape[rows[name] :])
+        if not 1 <= size <= min(m, n):
+            raise ValueError(f"oialr: {name!r} of shape {kernel.shape} has no core of size {size}")
+        struct = lambda *shape, dtype=kernel.dtype: jax.ShapeDtypeStruct(shape, dtype)
+        rank = struct(dtype=jnp.int32)
+        bases[name] = LowRank(struct(m, size), None, struct(size, n), rank, kernel.shape)
+        cores[name] = struct(size, size)
+    return renamed(structs, cores), bases
+
+
 def lift(params: PyTree, bases: Bases) -> PyTree:
     """Return the parameters of the dense model: every core between its bases.
 

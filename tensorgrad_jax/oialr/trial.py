@@ -58,7 +58,7 @@ def tried(optimizer: optax.GradientTransformation, params: PyTree) -> list[Tried
     def after(scales):
         state = optimizer.init(tiny)
         for scale in scales:
-            gradients = jax.tree.map(lambda p: jnp.full_like(p, scale * _SIZE), tiny)
+            gradients = jax.tree.map(lambda p, s=scale: jnp.full_like(p, s * _SIZE), tiny)
             _, state = optimizer.update(gradients, state, tiny)
         return [_numbers(x) for x in jax.tree.leaves(jax.device_get(state))]
 
