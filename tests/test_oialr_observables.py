@@ -178,7 +178,7 @@ def test_counts_of_parameters():
     assert report.trainable == others + 9 + 4
     assert report.stored == others + (16 + 8 * 4 + 4 * 6) + (16 + 18 * 4 + 4 * 5)
     assert report.dense == n
-    assert "ranks: first.kernel=3 second.kernel=2" in str(report)
+    assert "2 layers of ranks 2 to 3" in str(report)
 
 
 def test_which_kernels_become_low_rank():

@@ -143,10 +143,11 @@ class ParamReport:
 
     def __str__(self):
         """Return one line."""
-        ranks = " ".join(f"{name}={rank}" for name, rank in self.ranks.items())
+        ranks = sorted(self.ranks.values())
+        what = f"{len(ranks)} layers of ranks {ranks[0]} to {ranks[-1]}" if ranks else "all dense"
         return (
             f"trainable {self.trainable_percent:.2f}% ({self.trainable} of {self.dense}), "
-            f"stored {self.stored_percent:.2f}%, ranks: {ranks or 'all dense'}"
+            f"stored {self.stored_percent:.2f}%, {what}"
         )
 
 
