@@ -54,12 +54,15 @@ from tensorgrad_jax.oialr.history import History as History
 from tensorgrad_jax.oialr.history import stability_report as stability_report
 from tensorgrad_jax.oialr.kernels import Kernel as Kernel
 from tensorgrad_jax.oialr.kernels import by_shape as by_shape
+from tensorgrad_jax.oialr.kernels import spectral as spectral
 from tensorgrad_jax.oialr.low_rank import LowRank as LowRank
 from tensorgrad_jax.oialr.low_rank import factor as factor
 from tensorgrad_jax.oialr.low_rank import reconstruct as reconstruct
 from tensorgrad_jax.oialr.observables import polar_factor as polar_factor
 from tensorgrad_jax.oialr.observables import r_similarity as r_similarity
 from tensorgrad_jax.oialr.observables import stability as stability
+from tensorgrad_jax.oialr.tensors import LowRankTensor as LowRankTensor
+from tensorgrad_jax.oialr.tensors import factor_tensor as factor_tensor
 from tensorgrad_jax.oialr.trees import lift as lift
 from tensorgrad_jax.oialr.trees import low_rank as low_rank
 from tensorgrad_jax.oialr.trees import param_report as param_report

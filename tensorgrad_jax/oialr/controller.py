@@ -6,6 +6,7 @@ asked before every step and mostly only counts.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,16 +26,11 @@ from tensorgrad_jax.oialr.kernels import (
     to_be_factored,
     working_layers,
 )
-from tensorgrad_jax.oialr.low_rank import (
-    LowRank,
-    cut_rank,
-    factor,
-    physical_size,
-    resized,
-)
+from tensorgrad_jax.oialr.low_rank import LowRank, cut_rank
 from tensorgrad_jax.oialr.moments import Change, carried
 from tensorgrad_jax.oialr.observables import polar_factor, stability
-from tensorgrad_jax.oialr.trees import Bases, ParamReport, empty, param_report
+from tensorgrad_jax.oialr.tensors import ModesChange, change_of_factoring
+from tensorgrad_jax.oialr.trees import Bases, Node, ParamReport, empty, factored, param_report
 from tensorgrad_jax.oialr.trial import tried
 from tensorgrad_jax.projections.plain import shown
 
@@ -163,12 +159,11 @@ class Controller:
         """
         self._names(params)
         for name in record["sizes"]:
-            if name not in self._rows:
+            if name not in self._found:
                 raise ValueError(f"oialr: the record's {shown(name)} is no kernel of this model")
         self.steps, self.checks = int(record["steps"]), int(record["checks"])
         self._next, self.skips = int(record["next"]), dict(record["skips"])
-        rows = {name: self._rows[name] for name in record["sizes"]}
-        return empty(params, rows, record["sizes"])
+        return empty(params, self._found, record["sizes"])
 
     def update(self, params: PyTree, bases: Bases, opt_state: Any, force: bool = False) -> Trees:
         """Do what is due at this step; `force`: check now, whatever the step.
@@ -207,7 +202,7 @@ class Controller:
             if unknown := [n for n in self._order if n not in kernels]:
                 raise ValueError(f"order: {shown(unknown[0])} is no kernel of these parameters")
             kernels = {name: kernels[name] for name in self._order}
-        self._rows = {name: kernel.rows for name, kernel in kernels.items()}
+        self._found = kernels
         shapes = {name: shaped[name].shape for name in kernels}
         config = self.config
         return to_be_factored(shapes, kernels, config.keep_first_layer, config.keep_last_layer)
@@ -216,7 +211,7 @@ class Controller:
         """Return the layers whose basis has settled since the last look, and look at all."""
         leaves, settled = named(params), []
         for name in names:
-            basis = _polar_factor(leaves[name], self._rows[name])
+            basis = _polar_factor(leaves[name], self._found[name].rows)
             before = self.previous.pop(name, None)
             if before is not None and float(_stability(before, basis)) >= self.config.uvhthreshold:
                 settled.append(name)
@@ -234,14 +229,19 @@ class Controller:
                 stacklevel=4,
             )
         ratio, bucket = config.inner_dim_init_ratio, config.bucket
-        made = {n: _factor(leaves[n], self._rows[n], ratio, bucket) for n in finite}
+        made = {n: _factored(leaves[n], self._found[n], ratio, bucket) for n in finite}
         if not made:
             return trees
         after = renamed(trees.params, {name: x.S for name, x in made.items()})
-        changes = {n: Change(x.U, x.Vt.conj().T, self._rows[n]) for n, x in made.items()}
+        changes = {n: self._change(n, x) for n, x in made.items()}
         opt_state = self._carried(trees, after, changes, factoring=True)
         bases = trees.bases | {name: x.without_core() for name, x in made.items()}
         return self._noted("factored", made, Trees(after, bases, opt_state))
+
+    def _change(self, name: str, x: Node) -> Change | ModesChange:
+        if isinstance(x, LowRank):
+            return Change(x.U, x.Vt.conj().T, self._found[name].rows)
+        return change_of_factoring(x)
 
     def _check(self, trees: Trees, names: Sequence[str]) -> Trees:
         config = self.config
@@ -259,17 +259,15 @@ class Controller:
         leaves = named(trees.params)
         found = self._cut([trees.bases[n].with_core(leaves[n]) for n in working])
         checked, changes = {}, {}
-        for name, (x, rotation) in zip(working, found, strict=True):
-            if config.reinit_shapes:
-                size = physical_size(int(x.rank), x.full_rank, config.bucket)
-                x = resized(x, min(size, x.size))
-            checked[name], changes[name] = x, Change(*rotation)
+        for name, (x, change) in zip(working, found, strict=True):
+            checked[name] = x.shrunk(config.bucket) if config.reinit_shapes else x
+            changes[name] = Change(*change) if isinstance(x, LowRank) else change
         after = renamed(trees.params, {name: x.S for name, x in checked.items()})
         opt_state = self._carried(trees, after, changes, factoring=False)
         bases = trees.bases | {name: x.without_core() for name, x in checked.items()}
         return self._noted("checked", checked, Trees(after, bases, opt_state))
 
-    def _cut(self, layers: list[LowRank]) -> list[tuple[LowRank, Any]]:
+    def _cut(self, layers: list[Any]) -> list[tuple[Any, Any]]:
         """Rotate and cut layers, each on a device of its own where the parameters lie on several.
 
         Nothing waits in between: devices work at the same time.
@@ -281,12 +279,11 @@ class Controller:
             devices = sorted(sharding.addressable_devices, key=lambda d: d.id)
             if divided and len(devices) > 1 and sharding.is_fully_replicated:
                 moved = jax.device_put(x, devices[number % len(devices)])
-                y, rotation, _ = _cut_rank(moved, config.sigma_cutoff_fraction)
+                y, change = _cut_rank(moved, config.sigma_cutoff_fraction)
                 y = jax.device_put(y, jax.tree.map(lambda a: a.sharding, x))
-                rotation = jax.device_put(rotation, sharding)
+                found.append((y, jax.device_put(change, sharding)))
             else:
-                y, rotation, _ = _cut_rank(x, config.sigma_cutoff_fraction)
-            found.append((y, rotation))
+                found.append(_cut_rank(x, config.sigma_cutoff_fraction))
         return found
 
     def _carried(self, trees, after, changes, factoring):
@@ -306,7 +303,14 @@ class Controller:
         return trees
 
 
-_factor = jax.jit(factor, static_argnums=(1, 2, 3))
-_cut_rank = jax.jit(cut_rank, static_argnums=1)
+@functools.partial(jax.jit, static_argnums=1)
+def _cut_rank(x, fraction):
+    if isinstance(x, LowRank):
+        y, rotation, _ = cut_rank(x, fraction)
+        return y, rotation
+    return x.cut_rank(fraction)
+
+
+_factored = jax.jit(factored, static_argnums=(1, 2, 3))
 _polar_factor = jax.jit(polar_factor, static_argnums=1)
 _stability = jax.jit(stability)

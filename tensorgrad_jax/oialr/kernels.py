@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from tensorgrad_jax.projections.plain import shown
+from tensorgrad_jax.projections.plain import number, shown
 
 
 class Kernel(NamedTuple):
@@ -19,10 +19,13 @@ class Kernel(NamedTuple):
     Attributes:
         rows: number of leading axes that make up its rows.
         convolution: whether the rule for convolutions says if it is worth factoring.
+        shares: of a complex tensor of real and imaginary part along axis 0: for each further axis
+            the share that is kept at first, 1: it stays whole. It is held in Tucker form then.
     """
 
     rows: int = 1
     convolution: bool = False
+    shares: tuple[float, ...] | None = None
 
 
 # Of a parameter's name and the parameter; a number is that of a kernel's rows; None: no kernel.
@@ -37,6 +40,26 @@ def by_shape(name: str, leaf: Any) -> Kernel | None:
     if leaf.ndim < 2 or "embedding" in name.rsplit(".", 1)[-1]:
         return None
     return Kernel(leaf.ndim - 1, convolution=leaf.ndim > 2)
+
+
+def spectral(share: float = 0.5) -> Kernels:
+    """Return what takes the spectral weights of an operator, (2, *modes, in, out), for kernels.
+
+    Args:
+        share: of the channels that is kept at first, on both sides: cores then have share^2 of the
+            weight's numbers.
+
+    Raises:
+        ValueError: if it is not in (0, 1).
+    """
+    share = number("spectral", "share", share, "a number in (0, 1)", lambda x: 0 < x < 1)
+
+    def kernels(name: str, leaf: Any) -> Kernel | None:
+        if name.rsplit(".", 1)[-1] != "spectral_weight":
+            return None
+        return Kernel(leaf.ndim - 1, shares=(*[1.0] * (leaf.ndim - 3), share, share))
+
+    return kernels
 
 
 def named(params: PyTree) -> dict[str, Any]:
@@ -83,6 +106,8 @@ def worth_factoring(shape: Sequence[int], kernel: Kernel) -> bool:
     inputs times the window must be at least a tenth of the outputs; the other way round anything
     goes.
     """
+    if kernel.shares is not None:
+        return True
     rows, columns = math.prod(shape[: kernel.rows]), math.prod(shape[kernel.rows :])
     if kernel.convolution:
         # The side of the window is the one with several axes.

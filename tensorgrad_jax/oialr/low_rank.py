@@ -61,6 +61,19 @@ class LowRank:
         """Smaller side of the matrix."""
         return min(self.U.shape[0], self.Vt.shape[1])
 
+    def weight(self) -> Inexact[Array, ...]:
+        """Return the kernel, see `reconstruct`."""
+        return reconstruct(self)
+
+    def alive(self, rank: int) -> tuple[int, int]:
+        """Return how many numbers of core and bases are alive at this rank."""
+        return rank * rank, rank * (self.U.shape[0] + self.Vt.shape[1])
+
+    def shrunk(self, bucket: int) -> LowRank:
+        """Return the kernel with the smallest core of a multiple of `bucket`."""
+        size = physical_size(int(self.rank), self.full_rank, bucket)
+        return resized(self, min(size, self.size))
+
     def without_core(self) -> LowRank:
         """Return the frozen part."""
         return dataclasses.replace(self, S=None)

@@ -33,6 +33,7 @@ from jaxtyping import PyTree
 
 from tensorgrad_jax.oialr.kernels import named
 from tensorgrad_jax.oialr.low_rank import as_matrix, transport, transport_squares
+from tensorgrad_jax.oialr.tensors import ModesChange
 from tensorgrad_jax.oialr.trial import Tried
 from tensorgrad_jax.transforms.roles import KNOWN, Role
 
@@ -60,18 +61,19 @@ class Change(NamedTuple):
         """Return a mean of squares in the new coordinates."""
         return transport_squares(as_matrix(moment, self.rows), self.P, self.Q)
 
-    def squares_about(self, squares: Any, mean: Any, ratio: float) -> Any:
-        """Return likewise ratio |m|^2, and what squares have beside it, each by its own rule.
 
-        Where v is below ratio |m|^2, which only means over different times can be, m is taken as
-        small as v is.
-        """
-        size = lambda x: x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
-        squares, of_mean = squares.real, ratio * size(mean)
-        spread = jnp.maximum(squares - of_mean, 0)
-        share = jnp.minimum(1, squares / jnp.where(of_mean > 0, of_mean, 1))
-        moved = self.linear(mean * jnp.sqrt(jnp.maximum(share, 0)).astype(mean.dtype))
-        return self.squares(spread) + ratio * size(moved)
+def _squares_about(change: Any, squares: Any, mean: Any, ratio: float) -> Any:
+    """Return ratio |m|^2, and what squares have beside it, each by its own rule.
+
+    Where v is below ratio |m|^2, which only means over different times can be, m is taken as small
+    as v is.
+    """
+    size = lambda x: x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
+    squares, of_mean = squares.real, ratio * size(mean)
+    spread = jnp.maximum(squares - of_mean, 0)
+    share = jnp.minimum(1, squares / jnp.where(of_mean > 0, of_mean, 1))
+    moved = change.linear(mean * jnp.sqrt(jnp.maximum(share, 0)).astype(mean.dtype))
+    return change.squares(spread) + ratio * size(moved)
 
 
 def carried(
@@ -79,7 +81,7 @@ def carried(
     state: optax.OptState,
     before: PyTree,
     after: PyTree,
-    changes: dict[str, Change],
+    changes: dict[str, Change | ModesChange],
     moments: str = "transport",
     factoring: bool = True,
     trial: list[Tried] | None = None,
@@ -134,7 +136,7 @@ def carried(
             elif (place.node, place.name) in means:
                 mean, weight = means[place.node, place.name]
                 ratio = tries[i].weight(_count(state, place.node)) / weight**2
-                moved = change.squares_about(old, mean, ratio)
+                moved = _squares_about(change, old, mean, ratio)
             else:
                 moved = change.squares(old)
             result.append(sliced(moved.astype(old.dtype)))
@@ -183,7 +185,10 @@ def _by_path(params):
     """Return name and shape of every parameter by its path in words."""
     names = list(named(params))
     paths = jax.tree_util.tree_leaves_with_path(params)
-    return {_words(p): (n, x.shape) for n, (p, x) in zip(names, paths, strict=True)}
+    found = {_words(p): (n, x.shape) for n, (p, x) in zip(names, paths, strict=True)}
+    # Transformations of this library call parameters by their names, in one word.
+    flat = {(name,): (name, shape) for name, shape in found.values()}
+    return flat | found
 
 
 def _words(path) -> tuple[str, ...]:

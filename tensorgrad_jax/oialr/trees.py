@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from tensorgrad_jax.oialr.kernels import (
+    Kernel,
     Kernels,
     by_shape,
     kernels_of,
@@ -22,9 +24,11 @@ from tensorgrad_jax.oialr.kernels import (
     renamed,
     to_be_factored,
 )
-from tensorgrad_jax.oialr.low_rank import LowRank, factor, reconstruct
+from tensorgrad_jax.oialr.low_rank import LowRank, factor
+from tensorgrad_jax.oialr.tensors import LowRankTensor, factor_tensor
 
-Bases = dict[str, LowRank]
+Node = LowRank | LowRankTensor
+Bases = dict[str, Node]
 
 
 def low_rank(
@@ -65,42 +69,60 @@ def low_rank(
     found, leaves = kernels_of(params, kernels), named(params)
     shapes = {name: leaves[name].shape for name in found}
     names = to_be_factored(shapes, found, keep_first_layer, keep_last_layer)
-    return factored(params, {n: found[n].rows for n in names}, inner_dim_init_ratio, bucket)
-
-
-def factored(
-    params: PyTree, rows: dict[str, int], ratio: float = 1.0, bucket: int = 1
-) -> tuple[PyTree, Bases]:
-    """Factor the kernels that are named with their numbers of rows."""
-    leaves = named(params)
-    made = {name: factor(leaves[name], n, ratio, bucket) for name, n in rows.items()}
+    made = {n: factored(leaves[n], found[n], inner_dim_init_ratio, bucket) for n in names}
     cores = {name: x.S for name, x in made.items()}
     return renamed(params, cores), {name: x.without_core() for name, x in made.items()}
 
 
-def empty(params: PyTree, rows: dict[str, int], sizes: dict[str, int]) -> tuple[PyTree, Bases]:
+def factored(leaf: Any, kernel: Kernel, ratio: float = 1.0, bucket: int = 1) -> Node:
+    """Return a kernel in low-rank form: a matrix between two bases, or a tensor's Tucker form."""
+    if kernel.shares is not None:
+        return factor_tensor(leaf, kernel.shares)
+    return factor(leaf, kernel.rows, ratio, bucket)
+
+
+def empty(
+    params: PyTree, kernels: dict[str, Kernel], sizes: dict[str, Any]
+) -> tuple[PyTree, Bases]:
     """Return shapes and dtypes of a tree with cores of given physical sizes, and of its bases.
 
     Args:
         params: parameters of the dense model, or their shapes.
-        rows: of the kernels that are low-rank.
-        sizes: of their cores.
+        kernels: those that are low-rank.
+        sizes: of their cores, a number or, of a tensor, a list of numbers.
 
     Raises:
         ValueError: if a size is not one of 1 to the smaller side of its kernel.
     """
     structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), params)
-    leaves, cores, bases = named(structs), {}, {}
+    leaves, cores, bases = named(structs), dict[str, Any](), dict[str, Node]()
     for name, size in sizes.items():
-        kernel = leaves[name]
-        m, n = math.prod(kernel.shape[: rows[name]]), math.prod(kernel.shape[rows[name] :])
-        if not 1 <= size <= min(m, n):
-            raise ValueError(f"oialr: {name!r} of shape {kernel.shape} has no core of size {size}")
-        struct = lambda *shape, dtype=kernel.dtype: jax.ShapeDtypeStruct(shape, dtype)
-        rank = struct(dtype=jnp.int32)
-        bases[name] = LowRank(struct(m, size), None, struct(size, n), rank, kernel.shape)
-        cores[name] = struct(size, size)
+        cores[name], bases[name] = _empty(name, leaves[name], kernels[name], size)
     return renamed(structs, cores), bases
+
+
+def _empty(name: str, leaf: Any, kernel: Kernel, size: Any) -> tuple[Any, Node]:
+    struct = lambda *shape, dtype=leaf.dtype: jax.ShapeDtypeStruct(shape, dtype)
+    wrong = ValueError(f"oialr: {name!r} of shape {leaf.shape} has no core of size {size}")
+    if kernel.shares is None:
+        m, n = math.prod(leaf.shape[: kernel.rows]), math.prod(leaf.shape[kernel.rows :])
+        if not isinstance(size, int) or not 1 <= size <= min(m, n):
+            raise wrong
+        rank = struct(dtype=jnp.int32)
+        basis = LowRank(struct(m, size), None, struct(size, n), rank, leaf.shape)
+        return struct(size, size), basis
+    dims = leaf.shape[1:]
+    if not isinstance(size, list) or len(size) != len(dims):
+        raise wrong
+    if not all(1 <= p <= d for p, d in zip(size, dims, strict=True)):
+        raise wrong
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    whole = [max(1, int(s * d)) == d for s, d in zip(kernel.shares, dims, strict=True)]
+    factors = tuple(
+        None if w else struct(d, p, dtype=wide) for w, d, p in zip(whole, dims, size, strict=True)
+    )
+    rank = struct(len(dims), dtype=jnp.int32)
+    return struct(2, *size), LowRankTensor(factors, None, rank, leaf.shape)
 
 
 def lift(params: PyTree, bases: Bases) -> PyTree:
@@ -111,7 +133,7 @@ def lift(params: PyTree, bases: Bases) -> PyTree:
     """
     leaves = named(params)
     bases = jax.lax.stop_gradient(bases)
-    dense = {name: reconstruct(x.with_core(leaves[name])) for name, x in bases.items()}
+    dense = {name: x.with_core(leaves[name]).weight() for name, x in bases.items()}
     return renamed(params, dense)
 
 
@@ -129,7 +151,7 @@ class ParamReport:
     dense: int
     trainable: int
     stored: int
-    ranks: dict[str, int]
+    ranks: dict[str, Any]
 
     @property
     def trainable_percent(self) -> float:
@@ -143,8 +165,9 @@ class ParamReport:
 
     def __str__(self):
         """Return one line."""
-        ranks = sorted(self.ranks.values())
-        what = f"{len(ranks)} layers of ranks {ranks[0]} to {ranks[-1]}" if ranks else "all dense"
+        ranks = [min(r) if isinstance(r, tuple) else r for r in self.ranks.values()]
+        low, high = min(ranks, default=0), max(ranks, default=0)
+        what = f"{len(ranks)} layers of ranks {low} to {high}" if ranks else "all dense"
         return (
             f"trainable {self.trainable_percent:.2f}% ({self.trainable} of {self.dense}), "
             f"stored {self.stored_percent:.2f}%, {what}"
@@ -154,13 +177,15 @@ class ParamReport:
 def param_report(params: PyTree, bases: Bases | None = None) -> ParamReport:
     """Count the parameters of a model, some of whose kernels may be low-rank."""
     leaves, bases = named(params), bases or {}
-    ranks = {name: int(x.rank) for name, x in jax.device_get(bases).items()}
+    of = lambda rank: tuple(rank.tolist()) if rank.ndim else int(rank)
+    ranks = {name: of(x.rank) for name, x in jax.device_get(bases).items()}
     size = lambda x: math.prod(jnp.shape(x))
     others = sum(size(x) for name, x in leaves.items() if name not in bases)
-    frozen = sum(size(x.U) + size(x.Vt) for x in bases.values())
+    frozen = sum(size(a) for x in bases.values() for a in jax.tree.leaves(x))
+    frozen -= sum(size(x.rank) for x in bases.values())
     return ParamReport(
         dense=others + sum(math.prod(x.shape) for x in bases.values()),
-        trainable=others + sum(r * r for r in ranks.values()),
+        trainable=others + sum(bases[name].alive(r)[0] for name, r in ranks.items()),
         stored=sum(map(size, leaves.values())) + frozen,
         ranks=ranks,
     )
