@@ -23,19 +23,13 @@ import training  # noqa: E402
 
 SEEDS = (0, 1, 2)
 FIXING = "training.fixing_method."
-SETTINGS = {
-    "dense": ["baseline=true"],
-    "OIALR": [
-        f"{FIXING}delay=150", f"{FIXING}stability_frequency=40",
-        f"{FIXING}network_layer_perc_step=0.5", f"{FIXING}sigma_cutoff_fraction=0.2",
-        f"{FIXING}keep_last_layer=false",
-    ],
-    "OIALR, below 30%": [
-        f"{FIXING}delay=150", f"{FIXING}stability_frequency=40",
-        f"{FIXING}network_layer_perc_step=0.5", f"{FIXING}sigma_cutoff_fraction=0.35",
-        f"{FIXING}keep_last_layer=false",
-    ],
-}  # fmt: skip
+METHOD = [
+    f"{FIXING}delay=150", f"{FIXING}stability_frequency=40",
+    f"{FIXING}network_layer_perc_step=0.5", f"{FIXING}keep_last_layer=false",
+]  # fmt: skip
+# Cutoffs that bring a network to at most 60%, and below 30%, of its parameters.
+CUTOFFS = {"mlp": (0.2, 0.35), "cnn": (0.1, 0.35), "vit": (0.1, 0.35)}
+SETTINGS = {"dense": None, "OIALR": 0, "OIALR, below 30%": 1}
 RATES = {"mlp": 2e-3, "cnn": 3e-3, "vit": 2e-3}
 
 
@@ -89,7 +83,11 @@ def main() -> None:
         rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     for seed in SEEDS:
         for model in arguments.models:
-            for setting, options in SETTINGS.items():
+            for setting, place in SETTINGS.items():
+                options = ["baseline=true"]
+                if place is not None:
+                    cutoff = CUTOFFS[model][place]
+                    options = [*METHOD, f"{FIXING}sigma_cutoff_fraction={cutoff}"]
                 key = {"model": model, "setting": setting, "seed": seed}
                 if any(key.items() <= r.items() for r in rows):
                     continue

@@ -65,9 +65,13 @@ class LowRank:
         """Return the kernel, see `reconstruct`."""
         return reconstruct(self)
 
-    def alive(self, rank: int) -> tuple[int, int]:
-        """Return how many numbers of core and bases are alive at this rank."""
-        return rank * rank, rank * (self.U.shape[0] + self.Vt.shape[1])
+    def ranks(self) -> int:
+        """Return the rank."""
+        return int(self.rank)
+
+    def alive(self) -> int:
+        """Return how many numbers of the core are alive."""
+        return int(self.rank) ** 2
 
     def shrunk(self, bucket: int) -> LowRank:
         """Return the kernel with the smallest core of a multiple of `bucket`."""

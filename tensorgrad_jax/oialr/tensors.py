@@ -67,11 +67,14 @@ class LowRankTensor:
         core = jax.lax.complex(self.S[0], self.S[1])
         return mode_products.lift_to_parts(core, self.factors).astype(self.S.dtype)
 
-    def alive(self, ranks: Sequence[int]) -> tuple[int, int]:
-        """Return how many numbers of core and factors are alive at these ranks."""
-        kept = [None if u is None else d * r for u, d, r in zip(
-            self.factors, self.shape[1:], ranks, strict=True)]  # fmt: skip
-        return 2 * math.prod(ranks), sum(k for k in kept if k is not None)
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks of the axes that have factors."""
+        pairs = zip(self.factors, jax.device_get(self.rank).tolist(), strict=True)
+        return tuple(r for u, r in pairs if u is not None)
+
+    def alive(self) -> int:
+        """Return how many numbers of the core are alive."""
+        return 2 * math.prod(jax.device_get(self.rank).tolist())
 
     def cut_rank(self, sigma_cutoff_fraction: float) -> tuple[LowRankTensor, ModesChange]:
         """Rotate every factor, and cut its rank by the rule, see `low_rank.cut_rank`."""

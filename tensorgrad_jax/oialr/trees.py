@@ -145,7 +145,7 @@ class ParamReport:
         dense: of the dense model.
         trainable: alive cores and everything that is no low-rank kernel.
         stored: physically, bases and cores at their physical sizes.
-        ranks: of every low-rank kernel, by name.
+        ranks: of every low-rank kernel, by name; of a tensor those of its axes with factors.
     """
 
     dense: int
@@ -177,15 +177,14 @@ class ParamReport:
 def param_report(params: PyTree, bases: Bases | None = None) -> ParamReport:
     """Count the parameters of a model, some of whose kernels may be low-rank."""
     leaves, bases = named(params), bases or {}
-    of = lambda rank: tuple(rank.tolist()) if rank.ndim else int(rank)
-    ranks = {name: of(x.rank) for name, x in jax.device_get(bases).items()}
+    ranks = {name: x.ranks() for name, x in bases.items()}
     size = lambda x: math.prod(jnp.shape(x))
     others = sum(size(x) for name, x in leaves.items() if name not in bases)
     frozen = sum(size(a) for x in bases.values() for a in jax.tree.leaves(x))
     frozen -= sum(size(x.rank) for x in bases.values())
     return ParamReport(
         dense=others + sum(math.prod(x.shape) for x in bases.values()),
-        trainable=others + sum(bases[name].alive(r)[0] for name, r in ranks.items()),
+        trainable=others + sum(x.alive() for x in bases.values()),
         stored=sum(map(size, leaves.values())) + frozen,
         ranks=ranks,
     )
