@@ -88,7 +88,7 @@ def kernel_of(layer: Any) -> Kernel | None:
         kernel, ndim = Kernel(1), 2
     else:
         return None
-    stored = layer.dense_shape if is_low_rank(layer) else layer.kernel.shape
+    stored = getattr(layer, "dense_shape", layer.kernel.shape)
     return kernel if len(stored) == ndim else None
 
 
@@ -135,7 +135,9 @@ def _positions(layer, inputs, x: LowRank) -> int:
 def _chained_dot(layer, x: LowRank):
     """Return a `dot_general` that multiplies by the bases before and behind the core."""
     product = layer.dot_general or jax.lax.dot_general
-    rows = kernel_of(layer).rows
+    kernel = kernel_of(layer)
+    assert kernel is not None
+    rows = kernel.rows
 
     def dot_general(inputs, core, dimensions, *, out_sharding=None, **options):
         ((axes, _), _) = dimensions

@@ -118,7 +118,7 @@ def carried(
     if factoring and moments == "zero+reset_count":
         restarted = {place.node for place in places if place.name is not None}
     result = []
-    for i, ((path, old), new, place) in enumerate(zip(entries, leaves, places, strict=True)):
+    for (path, old), new, place, of in zip(entries, leaves, places, tries, strict=True):
         shape = jnp.shape(new)
         sliced = lambda x, shape=shape: x[tuple(slice(0, n) for n in shape)]
         if any(path[: len(node)] == node for node in restarted):
@@ -133,9 +133,9 @@ def carried(
             change = changes[place.name]
             if place.role == "linear":
                 moved = change.linear(old)
-            elif (place.node, place.name) in means:
+            elif of is not None and (place.node, place.name) in means:
                 mean, weight = means[place.node, place.name]
-                ratio = tries[i].weight(_count(state, place.node)) / weight**2
+                ratio = of.weight(_count(state, place.node)) / weight**2
                 moved = _squares_about(change, old, mean, ratio)
             else:
                 moved = change.squares(old)
@@ -157,7 +157,9 @@ def _means(entries, places, tries, state):
 def _count(state, node) -> float:
     """Return the number of steps of a node of the state; where it counts none, many."""
     count = getattr(_at(state, node), "count", None)
-    return max(1.0, float(count)) if jnp.isscalar(count) else 1e6
+    # Of a tuple `count` is a method.
+    known = count is not None and not callable(count) and jnp.ndim(count) == 0
+    return max(1.0, float(count)) if known else 1e6
 
 
 class _Place(NamedTuple):

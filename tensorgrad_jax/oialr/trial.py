@@ -80,5 +80,5 @@ def tried(optimizer: optax.GradientTransformation, params: PyTree) -> list[Tried
 def _numbers(x) -> np.ndarray:
     x = np.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        return x.real.astype(np.float64)
+        return np.real(x).astype(np.float64)
     return x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.number) else np.zeros(x.shape)

@@ -162,9 +162,10 @@ class Wrapped:
         state = self._optimizer.tx.init(self.params)
         nnx.update(self._optimizer.opt_state, nnx.state(state))
 
-    def _write(self, params, bases: dict[str, LowRank]) -> None:
+    def _write(self, params, bases: Bases) -> None:
         cores = named(params)
         for name, x in bases.items():
+            assert isinstance(x, LowRank)  # layers have no tensors
             make_low_rank(self.layers[name], x.with_core(cores[name]))
 
 
