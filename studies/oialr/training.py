@@ -23,6 +23,11 @@ from tensorgrad_jax import oialr
 def optimizer_of(training: dict[str, Any], steps_per_epoch: int) -> optax.GradientTransformation:
     """Return AdamW with a linear warm-up and a cosine behind it."""
     schedule, options = training["lr_schedule"], training["optimizer"]
+    if schedule["warmup_epochs"] >= training["epochs"]:
+        raise ValueError(
+            f"training.lr_schedule.warmup_epochs must be below training.epochs = "
+            f"{training['epochs']}, got {schedule['warmup_epochs']}"
+        )
     rate = optax.warmup_cosine_decay_schedule(
         schedule["warmup_lr"],
         training["lr"],

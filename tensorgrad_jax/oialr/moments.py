@@ -156,7 +156,7 @@ def _means(entries, places, tries, state):
 
 def _count(state, node) -> float:
     """Return the number of steps of a node of the state; where it counts none, many."""
-    count = getattr(_at(state, node), "count", None)
+    count: Any = getattr(_at(state, node), "count", None)
     # Of a tuple `count` is a method.
     known = count is not None and not callable(count) and jnp.ndim(count) == 0
     return max(1.0, float(count)) if known else 1e6
