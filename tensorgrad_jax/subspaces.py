@@ -70,9 +70,7 @@ def overlap(A: Inexact[Array, "D a"], B: Inexact[Array, "D b"]) -> Float[Array, 
     return jnp.sum(jnp.abs(product) ** 2) / A.shape[1]
 
 
-def overlap_with_mask(
-    A: Inexact[Array, "D a"], indices: Integer[Array, " b"]
-) -> Float[Array, ""]:
+def overlap_with_mask(A: Inexact[Array, "D a"], indices: Integer[Array, " b"]) -> Float[Array, ""]:
     """Return `overlap` of a basis with the span of coordinates, whose matrix is never formed."""
     return jnp.sum(jnp.abs(A[indices]) ** 2) / A.shape[1]
 

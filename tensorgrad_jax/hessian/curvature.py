@@ -195,5 +195,3 @@ def _number_of_examples(owner: str, data: Any) -> int:
             f"{sorted(map(str, numbers))}"
         )
     return int(numbers.pop())  # type: ignore[arg-type]
-
-

@@ -309,7 +309,9 @@ def _least_squares(A: Any, B: Any) -> Any:
 @jax.jit
 def _hermitian_pinv(A: Any) -> Any:
     # Eigenvalues below the rounding of the largest are noise, which an inverse would blow up.
-    return jnp.linalg.pinv((A + A.conj().T) / 2, rtol=A.shape[0] * jnp.finfo(A.dtype).eps, hermitian=True)
+    return jnp.linalg.pinv(
+        (A + A.conj().T) / 2, rtol=A.shape[0] * jnp.finfo(A.dtype).eps, hermitian=True
+    )
 
 
 def _sorted_eigh(Q: Any, C: Any) -> tuple[Any, Any, Any]:

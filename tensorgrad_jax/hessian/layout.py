@@ -85,7 +85,7 @@ def create(
     found = {}
     for kind, (rows, count) in kinds.items():
         for i in range(count):
-            _write(path_of(folder, kind, i), None, INITIAL, (rows,), dtype)
+            make_column(path_of(folder, kind, i), rows, dtype)
         found[kind] = _virtual(folder, kind, rows, count, dtype)
     return found
 
@@ -162,6 +162,11 @@ def write_column(path: Path, data: Any, flag: str, of: str) -> None:
     if data is not None:
         check_space(path.parent, int(np.prod(shape)) * np.dtype(dtype).itemsize)
     _write(path, data, flag, shape, str(dtype), of)
+
+
+def make_column(path: Path, rows: int, dtype: str) -> None:
+    """Write a column's file anew, without numbers."""
+    _write(path, None, INITIAL, (rows,), dtype)
 
 
 def _shape_and_dtype(path: Path) -> tuple[tuple[int], Any]:
@@ -308,7 +313,9 @@ def read_merged(path: Path, success: str | None = SUCCESS) -> np.ndarray:
         flags = [flag.decode() for flag in file[FLAGS][:]]
         wrong = [i for i, flag in enumerate(flags) if success is not None and flag != success]
         if wrong:
-            raise LayoutError(f"{path}: flag of column {wrong[0]} is {flags[wrong[0]]!r}, not {success!r}")
+            raise LayoutError(
+                f"{path}: flag of column {wrong[0]} is {flags[wrong[0]]!r}, not {success!r}"
+            )
         return file[DATA][:]
 
 
