@@ -185,7 +185,7 @@ def shape_of(path: Path) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path) -> Iterator[Any]:
     """Open a file of a layout for reading.
 
     Raises:
@@ -194,7 +194,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise LayoutError(f"there is no file {path}")
     try:
-        file = h5py.File(path, "r")
+        file: Any = h5py.File(path, "r")
     except OSError as error:
         raise LayoutError(f"{path} is damaged or no HDF5 file ({error})") from None
     with file:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
@@ -87,7 +88,10 @@ def recorded(settings: Measure | Solve | Run, problem_of: ProblemOf) -> Recorded
         raise LayoutError(f"PARAMS_PATH: parameters of step {settings.STEP} are not finite")
     subset = problem.examples(n, test=settings.TEST_HESSIAN)
     operator = hvp_operator(
-        problem.loss, unravel(vector.astype(flat.dtype)), subset, chunk_size=settings.CHUNK_SIZE
+        problem.loss,
+        unravel(jnp.asarray(vector, flat.dtype)),
+        subset,
+        chunk_size=settings.CHUNK_SIZE,
     )
     folder = settings.TRAINING_LOGPATH.parent
     return Recorded(folder, name, seed, size, vector, operator, split)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -40,8 +41,8 @@ def factored(Y: Any) -> tuple[Any, Any]:
 
 def rows_sharded(Y: Any) -> NamedSharding | None:
     """Return the sharding of an array whose rows are spread over one axis of a mesh."""
-    sharding = getattr(Y, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or isinstance(Y, jax.core.Tracer):
+    sharding = None if isinstance(Y, Tracer) else Y.sharding
+    if not isinstance(sharding, NamedSharding):
         return None
     axis = sharding.spec[0] if len(sharding.spec) else None
     if not isinstance(axis, str) or sharding.mesh.shape[axis] == 1:

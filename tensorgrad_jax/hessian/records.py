@@ -69,6 +69,10 @@ def read_log(path: Path, headers: Iterable[str] | None = None) -> list[tuple[str
         raise LayoutError(f"TRAINING_LOGPATH: {path} is no log of gather ({reason})") from None
 
 
+def _opened(path: Path, mode: str) -> Any:
+    return h5py.File(path, mode)
+
+
 class ParameterFile:
     """Vectors of parameters, a column each, with the step that each was recorded at.
 
@@ -89,7 +93,7 @@ class ParameterFile:
         if self.path.exists():
             raise FileExistsError(17, "File already exists!", os.fspath(self.path))
         text = h5py.string_dtype()
-        with h5py.File(self.path, "w") as file:
+        with _opened(self.path, "w") as file:
             of = lambda name, shape, most, chunks, dtype: file.create_dataset(
                 name, shape, dtype, maxshape=most, chunks=chunks, compression="lzf"
             )
@@ -99,7 +103,7 @@ class ParameterFile:
 
     def append(self, vector: Any, step: int) -> None:
         """Add the parameters of a step."""
-        with h5py.File(self.path, "r+") as file:
+        with _opened(self.path, "r+") as file:
             n = file["metadata"].shape[0]
             for name, shape in (
                 ("data", (len(vector), n + 1)),
@@ -120,7 +124,7 @@ class ParameterFile:
         if not self.path.is_file():
             raise LayoutError(f"PARAMS_PATH: there is no file {self.path}")
         try:
-            with h5py.File(self.path, "r") as file:
+            with _opened(self.path, "r") as file:
                 texts = [text.decode() for text in file["metadata"][:]]
                 steps = [ast.literal_eval(text)["step"] for text in texts]
                 if step not in steps:
