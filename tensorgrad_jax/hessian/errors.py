@@ -109,7 +109,7 @@ def normal_columns(key: Any, rows: int, n: int, dtype: Any) -> Any:
     """Return n columns of numbers with E |g|^2 = 1; column i is the same for any n."""
     parts = 2 if jnp.issubdtype(dtype, jnp.complexfloating) else 1
     real = jnp.finfo(dtype).dtype
-    G = Normal(rows, parts * n).multiply(key, jnp.eye(parts * n, dtype=real)).T
+    G = Normal(rows, parts * n).columns_at(key, jnp.arange(parts * n), real)
     if parts == 1:
         return G.astype(dtype)
     return (jax.lax.complex(G[:, ::2], G[:, 1::2]) / math.sqrt(2)).astype(dtype)

@@ -95,18 +95,16 @@ def _block(noise: Noise, key: Any, numbers: Any, dtype: Any) -> Any:
     real = jnp.finfo(dtype).dtype
     matrix, scale = noise._matrix(), 1 / math.sqrt(noise.rows)
     if noise.kind == "phase":
-        pairs = jnp.stack([2 * numbers, 2 * numbers + 1], axis=1).ravel()
-        x = matrix.multiply(key, jax.nn.one_hot(pairs, matrix.columns, dtype=real))
-        x = x / jnp.hypot(x[::2], x[1::2]).repeat(2, axis=0)
-        return (jax.lax.complex(x[::2], x[1::2]).T * scale).astype(dtype)
-    unit = jax.nn.one_hot(numbers, noise.columns, dtype=real)
-    return (matrix.multiply(key, unit).T * scale).astype(dtype)
+        x = matrix.columns_at(key, 2 * numbers, real)
+        y = matrix.columns_at(key, 2 * numbers + 1, real)
+        return (jax.lax.complex(x, y) * (scale / jnp.hypot(x, y))).astype(dtype)
+    return (matrix.columns_at(key, numbers, real) * scale).astype(dtype)
 
 
 @jax.jit(static_argnums=0)
 def _adjoint_times(noise: Noise, key: Any, Y: Any) -> Any:
     if noise.kind == "phase":  # columns are no linear function of the normal numbers
         of = lambda i: _block(noise, key, i[None], Y.dtype)[:, 0].conj() @ Y
-        return jax.lax.map(of, jnp.arange(noise.columns, dtype=jnp.int32), batch_size=32)
+        return jax.lax.map(of, jnp.arange(noise.columns, dtype=jnp.int32))
     product = noise._matrix().multiply_transposed(key, Y.T)
     return (product / math.sqrt(noise.rows)).T.astype(Y.dtype)
