@@ -144,6 +144,7 @@ ABLATION: dict[str, Build] = {
     "not orthogonalised": parts(core(tg.scale_by_adam(), match_size=True), polar(0.4)),
     "matrices with Adam": parts(core(polar(0.8, dtype=jnp.bfloat16))),
     "float32 momentum": muon(mu_dtype=None),
+    "8-bit momentum": muon(mu_dtype=jnp.int8),
     "channels times .25": muon(projection=tg.Tucker((..., 0.25, 0.25), factors="real")),
     "channels times .75": muon(projection=tg.Tucker((..., 0.75, 0.75), factors="real")),
     "complex factors": muon(projection=tg.Tucker((..., 0.5, 0.5))),
