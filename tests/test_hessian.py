@@ -84,6 +84,15 @@ def test_precision_is_that_asked_for():
     np.testing.assert_allclose(double.mm(jnp.eye(double.shape[0])), GOLDEN["hessian"], atol=1e-6)
 
 
+def test_products_are_taken_in_full_precision():
+    params, data = network()
+    H = hessian.hvp_operator(loss, params, data)
+    X = jnp.ones((H.shape[0], 2))
+    text = str(jax.make_jaxpr(lambda X: H.product(H.params, X))(X))
+    assert text.count("Precision.HIGHEST") >= 2 * text.count("dot_general[") > 0
+    assert "precision=None" not in text
+
+
 def test_forward_rules_of_the_operator_models_have_second_derivatives():
     with jax.enable_x64(False):
         check_fno()

@@ -29,7 +29,8 @@ def hvp_operator(
 
     The gradient is linearised once per chunk of the data; all columns of a block then share the
     forward pass and its derivatives, and are products of matrices. A product costs about as much
-    as two gradients.
+    as two gradients. Where the loss does not ask for a precision of its matrix products itself, they
+    are taken in full precision.
 
     Args:
         loss: of parameters and a batch: the *mean* over the batch's examples of a loss of each.
@@ -167,6 +168,8 @@ def _curvature(
         return jax.lax.map(function, X.T, batch_size=block_size).T
 
     @jax.jit
+    # GPUs would multiply in TF32: three digits of a product, of a small eigenvalue none.
+    @jax.default_matmul_precision("highest")
     def run(flat, data, X):
         of = lambda batch: product(flat, unravel, batch, X, map_columns)
         whole_chunks, rest = divmod(n, chunk)
