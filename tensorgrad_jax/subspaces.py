@@ -177,7 +177,8 @@ def _norm(owner: str, values: Any, norm: Norm) -> Any:
 
 
 def _check(A: Any, B: Any) -> None:
-    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[0]:
+    shapes = [getattr(x, "shape", type(x).__name__) for x in (A, B)]
+    if any(len(s) != 2 or isinstance(s, str) for s in shapes) or shapes[0][0] != shapes[1][0]:
         raise ValueError(
-            f"bases must be matrices of as many rows, got shapes {A.shape} and {B.shape}"
+            f"A and B must be matrices of as many rows, got {shapes[0]} and {shapes[1]}"
         )

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from tensorgrad_jax.hessian.checks import check_float
 from tensorgrad_jax.hessian.operators import LinearOperator
 from tensorgrad_jax.projections.plain import shown, whole
 
@@ -29,8 +31,8 @@ def hvp_operator(
 
     The gradient is linearised once per chunk of the data; all columns of a block then share the
     forward pass and its derivatives, and are products of matrices. A product costs about as much
-    as two gradients. Where the loss does not ask for a precision of its matrix products itself, they
-    are taken in full precision.
+    as two gradients. Where the loss does not ask for a precision of its matrix products itself,
+    they are taken in full precision.
 
     Args:
         loss: of parameters and a batch: the *mean* over the batch's examples of a loss of each.
@@ -49,10 +51,12 @@ def hvp_operator(
         The operator, of shape (D, D) for D parameters.
 
     Raises:
-        ValueError: if parameters are not real, are none at all, or their dtypes differ and
-            `dtype` is None; if arrays of the data have no or different numbers of examples; if a
+        ValueError: if the loss is no function; if parameters are not real, are none at all, or
+            their dtypes differ and `dtype` is None; if arrays of the data have no or different numbers of examples; if a
             size is no positive integer; if dtype is float64 and JAX's 64-bit mode is off.
     """
+
+    _check_callable("hvp_operator", "loss", loss)
 
     def product(flat, unravel, batch, X, map_columns):
         gradient = jax.grad(lambda w: loss(unravel(w), batch))
@@ -89,6 +93,9 @@ def gauss_newton_operator(
     Raises:
         ValueError: see `hvp_operator`.
     """
+
+    _check_callable("gauss_newton_operator", "model", model)
+    _check_callable("gauss_newton_operator", "loss", loss)
 
     def product(flat, unravel, batch, X, map_columns):
         outputs, forward = jax.linearize(lambda w: model(unravel(w), batch), flat)
@@ -141,7 +148,11 @@ def _curvature(
     block_size: int | None,
     dtype: Any,
 ) -> Curvature:
+    check_float(owner, dtype)
     leaves = jax.tree.leaves(params)
+    for name, tree in (("params", params), ("data", data)):
+        if not all(isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(tree)):
+            raise ValueError(f"{owner}: {name} must be a tree of arrays, got {shown(tree)}")
     if not leaves or any(jnp.size(leaf) == 0 for leaf in leaves):
         raise ValueError(f"{owner}: params must hold arrays with numbers, got {shown(params)}")
     dtypes = sorted({str(jnp.result_type(leaf)) for leaf in leaves})
@@ -186,6 +197,11 @@ def _curvature(
         return total
 
     return Curvature(flat, unravel, n, lambda flat, X: run(flat, data, X))
+
+
+def _check_callable(owner: str, name: str, function: Any) -> None:
+    if not callable(function):
+        raise ValueError(f"{owner}: {name} must be a function, got {shown(function)}")
 
 
 def _number_of_examples(owner: str, data: Any) -> int:

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from tensorgrad_jax.hessian.checks import check_flag, check_key, check_mesh, check_operator
 from tensorgrad_jax.hessian.mesh import by_columns, check_divides, everywhere, in_rows
 from tensorgrad_jax.hessian.noise import Kind, Noise
 from tensorgrad_jax.hessian.operators import LinearOperator, LowRank
@@ -146,6 +147,9 @@ def seigh(
             is not, and errors several times the size of the operator were measured.
     """
     n = _size_of("seigh", operator)
+    check_key("seigh", key)
+    check_mesh("seigh", mesh)
+    check_flag("seigh", "psd", psd)
     check_choice("seigh", "recovery", recovery, get_args(Recovery))
     whole("seigh", "outer", outer, 1, n + 1)
     if inner is not None and recovery != "oversampled":
@@ -211,6 +215,8 @@ def ssvd(
     Raises:
         ValueError: if outer or inner do not fit the operator or each other.
     """
+    check_operator("ssvd", operator)
+    check_key("ssvd", key)
     m, n = operator.shape
     whole("ssvd", "outer", outer, 1, min(m, n) + 1)
     inner = min(2 * outer, m, n) if inner is None else inner
@@ -355,10 +361,11 @@ def _eigh_by_magnitude(C: Any) -> tuple[Any, Any]:
 
 
 def _size_of(owner: str, operator: LinearOperator) -> int:
+    check_operator(owner, operator)
     m, n = operator.shape
     if m != n or not operator.symmetric:
         raise ValueError(
-            f"{owner}: the operator must be symmetric, got shape {(m, n)} and symmetric="
+            f"{owner}: operator must be symmetric, got shape {(m, n)} and symmetric="
             f"{operator.symmetric}; use ssvd"
         )
     return n

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorgrad_jax.hessian.checks import check_flag, check_key, check_operator
 from tensorgrad_jax.hessian.decompositions import Eigh, Svd
 from tensorgrad_jax.hessian.operators import LinearOperator
-from tensorgrad_jax.projections.plain import number, whole
+from tensorgrad_jax.projections.plain import not_negative, number, positive, shown, whole
 from tensorgrad_jax.random_matrices import Normal
 
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -70,18 +71,27 @@ def a_posteriori_error(
     Raises:
         ValueError: if n or a rank is none of its range, or the shapes differ.
     """
-    whole("a_posteriori_error", "n", n, 1, 2**31)
+    owner = "a_posteriori_error"
+    check_operator(owner, operator)
+    check_key(owner, key)
+    whole(owner, "n", n, 1, 2**31)
+    if not isinstance(decomposition, Eigh | Svd):
+        raise ValueError(
+            f"{owner}: decomposition must be an Eigh or Svd, got {shown(decomposition)}"
+        )
     most = decomposition.values.shape[0]
+    if not isinstance(ranks, list | tuple | range | None):
+        raise ValueError(f"{owner}: ranks must be a list of integers, got {shown(ranks)}")
     ranks = (most,) if ranks is None else tuple(ranks)
     for k in ranks:
-        whole("a_posteriori_error", "ranks", k, 1, most + 1)
+        whole(owner, "ranks", k, 1, most + 1)
     if isinstance(decomposition, Eigh):
         left = right = decomposition.vectors()
     else:
         left, right = decomposition.left(), decomposition.right()
     if operator.shape != (left.shape[0], right.shape[0]):
         raise ValueError(
-            f"a_posteriori_error: the operator has shape {operator.shape}, the decomposition "
+            f"{owner}: the operator has shape {operator.shape}, the decomposition "
             f"{(left.shape[0], right.shape[0])}"
         )
     G = normal_columns(key, operator.shape[1], n, operator.dtype)
@@ -137,6 +147,7 @@ def post_bounds(n: int, error: float, *, is_complex: bool = False) -> tuple[floa
     """
     whole("post_bounds", "n", n, 1, 2**31)
     error = number("post_bounds", "error", error, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+    check_flag("post_bounds", "is_complex", is_complex)
     half = n / 2 * (2 if is_complex else 1)
     return (math.exp(error) * (1 - error)) ** half, (math.exp(error) / (1 + error)) ** -half
 
@@ -160,7 +171,12 @@ def scree(values: Any, norm: Any, error: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: if magnitudes ascend.
     """
-    sizes = np.abs(np.asarray(values))
+    norm = positive("scree", "norm", norm)
+    error = not_negative("scree", "error", error)
+    sizes = np.asarray(values)
+    if sizes.ndim != 1 or sizes.dtype.kind not in "fciu" or not np.all(np.isfinite(sizes)):
+        raise ValueError(f"scree: values must be a vector of finite numbers, got {shown(values)}")
+    sizes = np.abs(sizes)
     if np.any(np.diff(sizes) > 0):
         raise ValueError("scree: values must come by descending magnitude")
     tails = jnp.sqrt(jnp.cumsum(jnp.asarray(sizes)[::-1] ** 2)[::-1])
@@ -189,6 +205,10 @@ def prio_hpars(
         >>> prio_hpars((7030, 7030), 400_000, symmetric=True)
         (55, 115)
     """
+    if not isinstance(shape, tuple | list) or len(shape) != 2:
+        raise ValueError(f"prio_hpars: shape must be two integers, got {shown(shape)}")
+    check_flag("prio_hpars", "symmetric", symmetric)
+    check_flag("prio_hpars", "is_complex", is_complex)
     m, n = (whole("prio_hpars", "shape", size, 1, 2**62) for size in shape)
     whole("prio_hpars", "budget", budget, 1, 2**62)
     if symmetric and m != n:

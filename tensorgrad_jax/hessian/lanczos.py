@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from tensorgrad_jax.hessian.checks import check_key, check_mesh
 from tensorgrad_jax.hessian.decompositions import Eigh, _eigh_by_magnitude, _size_of
 from tensorgrad_jax.hessian.mesh import by_columns, check_divides, in_rows
 from tensorgrad_jax.hessian.noise import Kind, Noise
@@ -59,6 +60,8 @@ def block_lanczos(
         singular value decomposition, NeurIPS 2015.
     """
     n = _size_of("block_lanczos", operator)
+    check_key("block_lanczos", key)
+    check_mesh("block_lanczos", mesh)
     whole("block_lanczos", "k", k, 1, n + 1)
     products = min(2 * k, n) if products is None else products
     whole("block_lanczos", "products", products, k, n + 1)
