@@ -52,8 +52,9 @@ def hvp_operator(
 
     Raises:
         ValueError: if the loss is no function; if parameters are not real, are none at all, or
-            their dtypes differ and `dtype` is None; if arrays of the data have no or different numbers of examples; if a
-            size is no positive integer; if dtype is float64 and JAX's 64-bit mode is off.
+            their dtypes differ and `dtype` is None; if arrays of the data have no or different
+            numbers of examples; if a size is no positive integer; if dtype is float64 and JAX's
+            64-bit mode is off.
     """
 
     _check_callable("hvp_operator", "loss", loss)
