@@ -117,6 +117,17 @@ MODELS = {
     "linear": (lambda: nnx.Linear(4, 3, rngs=_rngs()), _normal(4), True),
     "linear sequence": (lambda: nnx.Linear(4, 3, rngs=_rngs()), SEQUENCE, True),
     "linear sequence of one": (lambda: nnx.Linear(4, 3, rngs=_rngs()), _normal(1, 4), True),
+    "linear sequence of two": (lambda: nnx.Linear(4, 3, rngs=_rngs()), _normal(2, 4), True),
+    "linear general, three positions": (
+        lambda: nnx.LinearGeneral(4, (2, 3), rngs=_rngs()),
+        _normal(1, 3, 4),
+        True,
+    ),
+    "einsum, two positions per head": (
+        lambda: nnx.Einsum("nthi,hij->nthj", (3, 4, 2), rngs=_rngs()),
+        _normal(2, 3, 4),
+        True,
+    ),
     "linear general": (
         lambda: nnx.LinearGeneral((5, 4), (2, 3), axis=(-2, -1), rngs=_rngs()),
         SEQUENCE,

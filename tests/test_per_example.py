@@ -76,6 +76,29 @@ def test_squares_are_those_of_explicit_gradients(name, method):
     close(squares, mean_of_squares(g), tolerance(name))
 
 
+def test_products_with_few_positions_are_squared_by_their_factors():
+    for name in ("linear sequence of two", "einsum, two positions per head", "fno"):
+        loss, params, batch, _ = _problem(name)
+        rows = report(loss, Squares())(params, batch)
+        hows = [row.how for row in rows if "kernel" in row.path or "spectral" in row.path]
+        assert any(how == "squares of factors, 2 positions per example" for how in hows)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_squares_of_terms_that_cancel_are_not_negative(dtype):
+    """With x d of both positions alike but for the sign all gradients are rounding errors."""
+    x = jax.random.normal(jax.random.key(0), (64, 1, 40), dtype)
+    batch = jnp.concatenate([x, -x], 1)
+    loss = lambda w, x: jnp.mean(jnp.sum(jnp.sin(jnp.abs(x @ w)), (1, 2)))
+    even = lambda w, x: loss(w, x) + jnp.mean(jnp.sum(x @ w, (1, 2)))
+    w = jnp.ones((40, 3), dtype)
+    for fun in (loss, even):
+        assert jnp.min(per_example(fun, Squares())(w, batch)[2]) >= 0
+    # Here the gradient of every example is exactly zero.
+    cancelled = per_example(lambda w, x: jnp.mean(jnp.sum(x @ w, (1, 2))), Squares())(w, batch)[2]
+    assert jnp.max(cancelled) <= 1e-5
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_what_one_backward_pass_does(name):
     loss, params, batch, _ = _problem(name)
