@@ -84,19 +84,14 @@ def test_products_with_few_positions_are_squared_by_their_factors():
         assert any(how == "squares of factors, 2 positions per example" for how in hows)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_squares_of_terms_that_cancel_are_not_negative(dtype):
-    """With x d of both positions alike but for the sign all gradients are rounding errors."""
-    x = jax.random.normal(jax.random.key(0), (64, 1, 40), dtype)
-    batch = jnp.concatenate([x, -x], 1)
-    loss = lambda w, x: jnp.mean(jnp.sum(jnp.sin(jnp.abs(x @ w)), (1, 2)))
-    even = lambda w, x: loss(w, x) + jnp.mean(jnp.sum(x @ w, (1, 2)))
-    w = jnp.ones((40, 3), dtype)
-    for fun in (loss, even):
-        assert jnp.min(per_example(fun, Squares())(w, batch)[2]) >= 0
-    # Here the gradient of every example is exactly zero.
-    cancelled = per_example(lambda w, x: jnp.mean(jnp.sum(x @ w, (1, 2))), Squares())(w, batch)[2]
-    assert jnp.max(cancelled) <= 1e-5
+def test_squares_of_terms_that_cancel_are_not_negative():
+    """Both positions' terms are alike but for the sign: gradients are rounding errors."""
+    x = jax.random.normal(jax.random.key(0), (64, 1, 40), jnp.float32)
+    batch = jnp.concatenate([x, -3 * x], 1)
+    loss = lambda w, x: jnp.mean(jnp.sum(jnp.array([[3.0], [1.0]], x.dtype) * (x @ w), (1, 2)))
+    w = jnp.ones((40, 3), jnp.float32)
+    squares = per_example(loss, Squares(), method="fast")(w, batch)[2]
+    assert 0 <= jnp.min(squares) <= jnp.max(squares) < 1e-4
 
 
 @pytest.mark.parametrize("name", MODELS)
