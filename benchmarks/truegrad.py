@@ -204,7 +204,7 @@ def show(name: str, result: dict[str, Any]) -> None:
         print(f"| {label} | {times} | {back} | {peak} |")
     for label, r in rows.items():
         if r.get("without_squares") and not label.startswith("plain"):
-            print(f"\n{label}: no squares of {r['without_squares']} of {r['parameters']} parameters")
+            print(f"\n{label}: {r['without_squares']} of {r['parameters']} parameters lack squares")
     print(flush=True)
 
 

@@ -29,8 +29,8 @@ from tensorgrad_jax.training.build import (
 )
 from tensorgrad_jax.training.config import parse
 from tensorgrad_jax.training.data_sets import DataSets, TestSet
-from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.loop import steps_per_epoch
+from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.step import TrainState, make_error_step, make_train_step, predict
 
 
