@@ -3,8 +3,9 @@
     python studies/truegrad/run.py --root datasets --tasks darcy burgers ns
 
 Every setting is trained at every rate of the task with every seed. The rate with the lowest mean
-validation error, of samples that are split off the training set, is a setting's own; the test set
-is looked at once, at the end of a run. One JSON line per run in results.jsonl; what is there is not
+validation error, of samples that are split off the training set, is a setting's own; where it is
+the lowest or the highest, half or twice of it is tried too. The test set is looked at once, at the
+end of a run, and chooses nothing. One JSON line per run in results.jsonl; what is there is not
 run again. Then report.py writes the table and the picture.
 
 Files under --root: darcy/, burgers/, ns/, as `python -m tensorgrad_jax.data` makes them; what is
@@ -14,6 +15,8 @@ missing is made.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import sys
 import time
@@ -25,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from copies import Copies  # noqa: E402
-from report import SETTINGS, read, report  # noqa: E402
+from report import SETTINGS, best, read, report  # noqa: E402
 
 from tensorgrad_jax.backend.allocator import keep_freed_memory  # noqa: E402
 
@@ -61,6 +64,8 @@ RATES = {
     "burgers": (2.5e-3, 5e-3, 1e-2),
     "ns": (5e-3, 1e-2, 2e-2),
 }
+EXTENSIONS = 2
+"""How many rates beyond these are tried at most."""
 
 
 def main() -> None:
@@ -74,33 +79,37 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     for task in arguments.tasks:
-        rates = arguments.rates or RATES[task]
+        flags = [*TASKS[task], "--data.root", str(arguments.root / task)]
         for setting in SETTINGS:
-            done = {
-                (r["seed"], r["rate"])
-                for r in read(arguments.out)
-                if (r["task"], r["setting"]) == (task, setting)
-            }
-            runs = [(s, r) for s in range(arguments.seeds) for r in rates if (s, r) not in done]
-            if runs:
-                root = str(arguments.root / task)
-                copies = Copies([*TASKS[task], *FLAGS[setting], "--data.root", root])
-                for seed, rate in runs:
-                    _run(copies, {"task": task, "setting": setting}, seed, rate, arguments.out)
+            rates = list(arguments.rates or RATES[task])
+            copies = functools.cache(
+                lambda setting=setting, flags=flags: Copies([*flags, *FLAGS[setting]])
+            )
+            for _ in range(1 + EXTENSIONS):
+                for seed, rate in itertools.product(range(arguments.seeds), rates):
+                    labels = {"task": task, "setting": setting, "rate": rate, "seed": seed}
+                    if not any(labels.items() <= row.items() for row in read(arguments.out)):
+                        _run(copies(), labels, arguments.out)
+                rates += _further(best(read(arguments.out), task, setting)[0]["rate"], rates)
     report(read(arguments.out), arguments.out.parent)
 
 
-def _run(copies: Copies, labels: dict, seed: int, rate: float, out: Path) -> None:
+def _further(rate: float, rates: list[float]) -> list[float]:
+    """Return what to try beside the best rate if it is the lowest or the highest."""
+    return [rate / 2] if rate == min(rates) else [2 * rate] if rate == max(rates) else []
+
+
+def _run(copies: Copies, labels: dict, out: Path) -> None:
     """Train one copy and write its line."""
     started = time.monotonic()
     share = labels["setting"] == "AdamW, squares of samples"
-    row = labels | {"rate": rate, "seed": seed} | copies.train(rate, seed, share)
+    row = labels | copies.train(labels["rate"], labels["seed"], share)
     row["device"] = jax.devices()[0].device_kind
     with out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     print(
-        f"{labels['task']}, {labels['setting']}, rate {rate:g}, seed {seed}: validation "
-        f"{row['validation']:.4f}, {1e3 * row['seconds']:.1f} ms a step, "
+        f"{labels['task']}, {labels['setting']}, rate {labels['rate']:g}, seed {labels['seed']}: "
+        f"validation {row['validation']:.4f}, {1e3 * row['seconds']:.1f} ms a step, "
         f"{time.monotonic() - started:.0f} s",
         flush=True,
     )
