@@ -78,7 +78,7 @@ def overlap_with_mask(A: Inexact[Array, "D a"], indices: Integer[Array, " b"]) -
 def overlaps_with_ranking(
     Q: Inexact[Array, "D q"], Z: Inexact[Array, "q k"], ranking: Integer[Array, " k"]
 ) -> Float[Array, " k"]:
-    """Return for every n <= k how much of the first n columns of Q Z lies in the first n coordinates.
+    """Return for every n <= k how much of n columns of Q Z lies in n coordinates, both the first.
 
         f_n = |(Q Z)[ranking[:n], :n]|_F^2,    so that    overlap_n = f_n / n,    by chance n / D
 

@@ -45,7 +45,7 @@ order and sign.
     11a, 11b (shell, slurm)                         ... run, examples/hessian/
     12a_mnist_mini_exhaustive_test.py               ... exhaustive
     20a_curvlinops_checks.py                        ... check
-    00a_grassmannian_metrics.ipynb                  tensorgrad_jax.subspaces, validation/subspaces.py
+    00a_grassmannian_metrics.ipynb                  tensorgrad_jax.subspaces
 
 References:
     A. Fernandez, F. Dangel, P. Hennig, F. Schneider, What apples tell about oranges: connecting

@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -168,10 +169,8 @@ def seigh(
         M = times(left, key_left, Y)
         return Eigh(*eigh_of_core(Q, M, times(left, key_left, Q), times(right, key_right, Q)))
     if recovery == "nystrom":
-        Q, R = factored(Y)
-        C = _hermitian_pinv(times(right, key_right, Y))
-        C = jnp.matmul(jnp.matmul(R, C, precision=_PRECISION), R.conj().T, precision=_PRECISION)
-        return Eigh(*_sorted_eigh(Q, C))
+        V = right.block(key_right, range(count), operator.dtype)
+        return Eigh(*_nystrom(Y, V if mesh is None else in_rows(mesh, V)))
     Q = orthonormal(Y)
     product = lambda A, B: jnp.matmul(A.conj().T, B, precision=_PRECISION)
     if recovery == "hmt":
@@ -222,8 +221,11 @@ def ssvd(
     Q = orthonormal(measure(operator, right, keys[0], range(outer), block_size))
     P = orthonormal(measure(operator.adjoint, left, keys[1], range(outer), block_size))
     Y = measure(operator, inner_right, keys[3], range(inner), block_size)
-    C = _least_squares(inner_left.adjoint_times(keys[2], Q), inner_left.adjoint_times(keys[2], Y))
-    C = _least_squares(inner_right.adjoint_times(keys[3], P), C.conj().T).conj().T
+    C = core_of(
+        inner_left.adjoint_times(keys[2], Y),
+        inner_left.adjoint_times(keys[2], Q),
+        inner_right.adjoint_times(keys[3], P),
+    )
     U, values, Vh = jnp.linalg.svd(C)
     return Svd(values, Q, U, P, Vh.conj().T)
 
@@ -264,8 +266,19 @@ def measure(
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
+def core_of(M: Any, left: Any, right: Any) -> Any:
+    """Return C = left^+ M (right^+)^H, the core of A ~ Q C P^H that least squares find.
+
+    Args:
+        M: inner sketch V_l^H A V_r, (s, s).
+        left: V_l^H Q, (s, k).
+        right: V_r^H P, (s, k).
+    """
+    return _least_squares(right, _least_squares(left, M).conj().T).conj().T
+
+
 def eigh_of_core(Q: Any, M: Any, left: Any, right: Any) -> tuple[Any, Any, Any]:
-    """Return (values, Q, Z) of A ~ Q C Q^H, C = left^+ M (right^+)^H, symmetrised.
+    """Return (values, Q, Z) of A ~ Q C Q^H, with `core_of`'s C symmetrised.
 
     Args:
         Q: orthonormal columns, (D, k).
@@ -282,7 +295,7 @@ def eigh_of_core(Q: Any, M: Any, left: Any, right: Any) -> tuple[Any, Any, Any]:
             f"eigh_of_core: expected M (s, s), left and right (s, {k}), got {M.shape}, "
             f"{left.shape} and {right.shape}"
         )
-    return _sorted_eigh(Q, _least_squares(right, _least_squares(left, M).conj().T).conj().T)
+    return _sorted_eigh(Q, core_of(M, left, right))
 
 
 def _adjoint_times(noise: Noise, key: Any, X: Any, mesh: Mesh | None) -> Any:
@@ -306,12 +319,27 @@ def _least_squares(A: Any, B: Any) -> Any:
     return jax.scipy.linalg.solve_triangular(R, inner)
 
 
-@jax.jit
-def _hermitian_pinv(A: Any) -> Any:
-    # Eigenvalues below the rounding of the largest are noise, which an inverse would blow up.
-    return jnp.linalg.pinv(
-        (A + A.conj().T) / 2, rtol=A.shape[0] * jnp.finfo(A.dtype).eps, hermitian=True
-    )
+def _nystrom(Y: Any, V: Any) -> tuple[Any, Any, Any]:
+    """Return (values, Q, Z) of Y (V^H Y)^+ Y^H.
+
+    Of A + shift I, as small as rounding allows: small eigenvalues of V^H Y, which are divided by,
+    would otherwise be rounding's own. What remains below rounding is left out.
+
+    References:
+        J. Tropp, A. Yurtsever, M. Udell, V. Cevher, Fixed-rank approximation of a
+        positive-semidefinite matrix from streaming data, NeurIPS 2017.
+    """
+    eps = jnp.finfo(Y.dtype).eps
+    shift = eps * jnp.linalg.norm(Y) * math.sqrt(Y.shape[0])
+    Y = Y + shift * V
+    B = jnp.matmul(V.conj().T, Y, precision=_PRECISION)
+    sizes, W = jnp.linalg.eigh((B + B.conj().T) / 2)
+    kept = jnp.abs(sizes) > eps * jnp.abs(sizes).max()
+    scale = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, jnp.abs(sizes), 1)), 0)
+    Q, R = factored(jnp.matmul(Y, W * scale, precision=_PRECISION))
+    C = jnp.matmul(R * jnp.sign(sizes), R.conj().T, precision=_PRECISION)
+    values, Z = _eigh_by_magnitude(C)
+    return values - shift * jnp.sign(values), Q, Z
 
 
 def _sorted_eigh(Q: Any, C: Any) -> tuple[Any, Any, Any]:

@@ -106,7 +106,7 @@ def _estimates(exact, G, left, right, values, ranks):
 
 
 def normal_columns(key: Any, rows: int, n: int, dtype: Any) -> Any:
-    """Return n columns of standard normal numbers with E |g_i|^2 = 1; column i is column i for any n."""
+    """Return n columns of numbers with E |g|^2 = 1; column i is the same for any n."""
     parts = 2 if jnp.issubdtype(dtype, jnp.complexfloating) else 1
     real = jnp.finfo(dtype).dtype
     G = Normal(rows, parts * n).multiply(key, jnp.eye(parts * n, dtype=real)).T

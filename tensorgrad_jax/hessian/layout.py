@@ -174,6 +174,16 @@ def _shape_and_dtype(path: Path) -> tuple[tuple[int], Any]:
         return file[DATA].shape, file[DATA].dtype
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Return the shape of a file's data.
+
+    Raises:
+        LayoutError: see `opened`.
+    """
+    with opened(path) as file:
+        return file[DATA].shape
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open a file of a layout for reading.

@@ -52,8 +52,8 @@ class Recorded:
         """Return a text that tells this sketch from those of other Hessians."""
         digest = hashlib.sha256(self.params.tobytes()).hexdigest()[:12]
         return (
-            f"{self.problem}, seed {self.seed}, step {step}, {self.split} set, parameters {digest}, "
-            f"{inner} columns of {noise}"
+            f"{self.problem}, seed {self.seed}, step {step}, {self.split} set, parameters "
+            f"{digest}, {inner} columns of {noise}"
         )
 
 
@@ -108,7 +108,7 @@ def measure(settings: Measure, problem_of: ProblemOf) -> int:
         SettingError: if there is no such column.
     """
     folder, inner = settings.MEASUREMENTS_DIR, settings.NUM_INNER
-    if settings.NUM_OUTER > inner:
+    if inner < settings.NUM_OUTER:
         raise SettingError(
             f"NUM_OUTER: must not exceed NUM_INNER {inner}, got {settings.NUM_OUTER}"
         )
@@ -168,8 +168,8 @@ def finished(folder: Path, i: int, settings: Measure | Run, of: str) -> bool:
         flag, owner = layout.flag_of(path)
         if flag == settings.SUCCESS_FLAG and owner not in (None, of):
             raise LayoutError(
-                f"{path}: holds a finished measurement of {owner}; python -m tensorgrad_jax.hessian "
-                f"reset_hdf5 --hdf5dir {folder} makes room"
+                f"{path}: holds a finished measurement of {owner}; to make room: "
+                f"python -m tensorgrad_jax.hessian reset_hdf5 --hdf5dir {folder}"
             )
         flags.append(flag)
     return all(flag == settings.SUCCESS_FLAG for flag in flags)

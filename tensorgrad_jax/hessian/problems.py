@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,7 @@ def mnist_mini(seed: int, datasets: Path | None = None) -> Problem:
     """
     key = jax.random.key(seed)
     layers = []
-    for i, (n_in, n_out) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(WIDTHS)):
         weight, bias = jax.random.split(jax.random.fold_in(key, i))
         bound = 1 / math.sqrt(n_in)  # PyTorch's start, Kaiming's with a = sqrt(5)
         layers.append(

@@ -18,7 +18,7 @@ from tensorgrad_jax.hessian.decompositions import Eigh, eigh_of_core
 from tensorgrad_jax.hessian.errors import PosteriorError, a_posteriori_error, post_bounds, scree
 from tensorgrad_jax.hessian.gathering import ProblemOf
 from tensorgrad_jax.hessian.layout import LayoutError
-from tensorgrad_jax.hessian.measuring import recorded
+from tensorgrad_jax.hessian.measuring import Recorded, recorded
 from tensorgrad_jax.hessian.noise import Noise
 from tensorgrad_jax.hessian.operators import LinearOperator
 from tensorgrad_jax.hessian.orthogonal import orthonormal
@@ -67,32 +67,34 @@ def solve(settings: Solve, problem_of: ProblemOf) -> Path:
     return log.path
 
 
-def _merged(settings: Solve, what: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return (outer, inner) sketch, merged if not all of the columns' files were deleted."""
-    folder, matrices = settings.MEASUREMENTS_DIR, []
-    paths = (
-        (layout.LEFT, settings.OUTER_VIRTUAL, settings.OUTER_MONOLITHIC),
-        (layout.INNER, settings.INNER_VIRTUAL, settings.INNER_MONOLITHIC),
-    )
-    shapes = []
-    for kind, virtual, merged in paths:
-        virtual = virtual or layout.path_of(folder, kind, layout.ALL)
-        with layout.opened(virtual) as file:
-            shapes.append(file[layout.DATA].shape)
-        if shapes[-1][0] != (what.size if kind == layout.LEFT else shapes[-1][1]):
-            raise LayoutError(f"{virtual}: is of shape {shapes[-1]}, not a sketch of {what.size}")
-    of = what.name(settings.STEP, settings.NOISE, shapes[1][1])
-    # Both are complete before the first file of a column is deleted.
-    for delete in (False, True):
-        for kind, virtual, merged in paths:
-            virtual = virtual or layout.path_of(folder, kind, layout.ALL)
-            merged = merged or layout.path_of(folder, kind, layout.MERGED)
-            if not delete:
-                layout.merge(virtual, merged, settings.SUCCESS_FLAG, of=of)
-                matrices.append(layout.read_merged(merged, settings.SUCCESS_FLAG))
-            elif settings.DELETE_MERGED_SUBFILES:
-                for path in layout.columns_of(virtual):
-                    path.unlink()
+def _merged(settings: Solve, what: Recorded) -> tuple[np.ndarray, np.ndarray]:
+    """Return the outer and the inner sketch, from the columns' files by way of merged ones."""
+    of_kind = lambda kind, number: layout.path_of(settings.MEASUREMENTS_DIR, kind, number)
+    paths = [
+        (
+            settings.OUTER_VIRTUAL or of_kind(layout.LEFT, layout.ALL),
+            settings.OUTER_MONOLITHIC or of_kind(layout.LEFT, layout.MERGED),
+        ),
+        (
+            settings.INNER_VIRTUAL or of_kind(layout.INNER, layout.ALL),
+            settings.INNER_MONOLITHIC or of_kind(layout.INNER, layout.MERGED),
+        ),
+    ]
+    shapes = [layout.shape_of(virtual) for virtual, _ in paths]
+    (rows, outer), (inner, columns) = shapes
+    if rows != what.size or inner != columns or outer > inner:
+        raise LayoutError(
+            f"MEASUREMENTS_DIR: {paths[0][0]} and {paths[1][0]} are of shapes {shapes[0]} and "
+            f"{shapes[1]}: no sketch of {what.size} parameters"
+        )
+    of = what.name(settings.STEP, settings.NOISE, inner)
+    for virtual, merged in paths:
+        layout.merge(virtual, merged, settings.SUCCESS_FLAG, of=of)
+    matrices = [layout.read_merged(merged, settings.SUCCESS_FLAG) for _, merged in paths]
+    if settings.DELETE_MERGED_SUBFILES:  # both are complete
+        for virtual, _ in paths:
+            for path in layout.columns_of(virtual):
+                path.unlink()
     return matrices[0], matrices[1]
 
 

@@ -1,4 +1,4 @@
-"""The commands of `tensorgrad_jax.hessian` with their problems: mnist_mini, or a run of train.py."""
+"""The commands of `tensorgrad_jax.hessian`, with problems: mnist_mini, or a run of train.py."""
 
 from __future__ import annotations
 
