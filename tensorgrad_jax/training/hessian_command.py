@@ -56,7 +56,7 @@ def of_run(folder: Path, data_root: str | None = None) -> Any:
     loss, encoding = LOSSES[run.config.opt.training_loss], run.data.encoding
 
     def of_batch(params, batch):
-        return loss(predict(graphdef, nnx.State(params), batch["x"], encoding), batch["y"])
+        return loss(predict(graphdef, params, batch["x"], encoding), batch["y"])
 
     def arrays(source):
         rows = [source[i] for i in range(len(source))]
@@ -64,7 +64,7 @@ def of_run(folder: Path, data_root: str | None = None) -> Any:
 
     return Problem(
         str(folder),
-        nnx.to_pure_dict(run.training.state.params),
+        run.training.state.params,
         of_batch,
         arrays(run.data.train),
         arrays(test_set_of(run, None).source),
