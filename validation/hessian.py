@@ -263,7 +263,7 @@ def plot(result: dict) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 3.8), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
     values = np.asarray(result["eigenvalues"])
     for of, name, color in ((values >= 0, "positive", "C0"), (values < 0, "negative", "C3")):
         left.semilogy(
@@ -275,6 +275,9 @@ def plot(result: dict) -> None:
         cells = [r["ratios"] for r in result["errors"] if r["method"] == name]
         means, spread = np.mean(cells, 1), np.std(cells, 1)
         middle.errorbar(RANKS, means, spread, fmt="-o", ms=4, color=f"C{i}", label=name, capsize=2)
+    for name, color in (("oversampled", "C0"), ("hmt", "C1")):
+        by_numpy = [result["by NumPy"][str(k)][name] for k in RANKS]
+        middle.plot(RANKS, by_numpy, "x", ms=9, color=color, label=f"{name}, by NumPy")
     if (skerch := result["skerch 0.6"]) is not None:
         middle.plot([50], [skerch["ratio"]], "k*", ms=9, label="skerch 0.6")
     middle.axhline(1, color="0.6", lw=0.8)
@@ -288,7 +291,7 @@ def plot(result: dict) -> None:
         ylabel="error over that of the best rank k",
     )
     middle.minorticks_off()
-    middle.legend(fontsize=7)
+    middle.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     for seed, ratios in enumerate(result["overlap over chance"]):
         right.semilogx(np.arange(1, len(ratios) + 1), ratios, label=f"training {seed}")
     right.axhline(1, color="0.4", ls="--", label="chance")
