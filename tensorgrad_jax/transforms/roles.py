@@ -11,6 +11,7 @@ others: w(t) = w(1) (1 - b^t) / (1 - b) with b = w(2) / w(1) - 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -26,9 +27,10 @@ from tensorgrad_jax.transforms.moment_dicts import MomentDicts
 Role = Literal["linear", "square"]
 
 # What cannot be tried, because its numbers are traced, is known by the type of its state.
-_KNOWN: dict[tuple[str, str], Role] = {
+KNOWN: dict[tuple[str, str], Role] = {
     ("EmaState", "ema"): "linear",
     ("MomentumState", "mu"): "linear",
+    ("MultiStepsState", "acc_grads"): "linear",
     ("ScaleByAdamState", "mu"): "linear",
     ("ScaleByAdamState", "nu"): "square",
     ("ScaleByAmsgradState", "mu"): "linear",
@@ -65,11 +67,12 @@ def roles(inner: optax.GradientTransformation) -> dict[str, Role | None]:
         change = lambda case, label: np.asarray(found[case][label], np.float64) - zero[label]
         found_roles: dict[str, Role | None] = {}
         for label in labels:
-            found_roles[label] = _role(lambda case, label=label: change(case, label))
+            found_roles[label] = role_of(lambda case, label=label: change(case, label))
         return found_roles
 
 
-def _role(change) -> Role | None:
+def role_of(change: Callable[[str], Any]) -> Role | None:
+    """Return a moment's role by how gradients g, -g, 2g, h and g+h change it, by these names."""
     # As close as moments in bfloat16 can be.
     close = lambda a, b: np.allclose(a, b, rtol=2e-2, atol=1e-2 * np.abs(b).max())
     if not np.any(change("g")):
@@ -97,7 +100,7 @@ def _by_type(inner) -> dict[str, Role | None]:
     moments = MomentDicts(state, [_NAME])
     field = lambda label: label.rsplit(".", 1)[-1]
     return {
-        label: _KNOWN.get((owner, field(label)))
+        label: KNOWN.get((owner, field(label)))
         for label, owner in zip(moments.labels, moments.owners, strict=True)
     }
 
