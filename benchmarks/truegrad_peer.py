@@ -134,10 +134,12 @@ def problem(name, settings):
             loss.backward()
         return middle - started, time.perf_counter() - middle
 
-    def missing():
-        return sum(getattr(p, "sum_grad_squared", None) is None for p in model.parameters())
+    def squares():
+        """Return how many parameters there are, and of how many there are no squares."""
+        found = [getattr(p, "sum_grad_squared", None) for p in model.parameters()]
+        return {"parameters": len(found), "without_squares": sum(s is None for s in found)}
 
-    return run, missing
+    return run, squares
 
 
 def resident(name):
@@ -155,10 +157,9 @@ def main():
 
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = resident("VmRSS")
-        run, missing = problem(sys.argv[3], settings)
+        run, squares = problem(sys.argv[3], settings)
         run()
-        peak = resident("VmHWM") - before
-        print(json.dumps({"peak": peak, "without_squares": missing()}))
+        print(json.dumps({"peak": resident("VmHWM") - before, **squares()}))
         return
     print(json.dumps({"torch": torch.__version__, "numpy": np.__version__}), flush=True)
     runs = {}

@@ -68,6 +68,16 @@ class Stacked(nnx.Module):
         return jax.lax.scan(turn, x, params)[0]
 
 
+class Mapped(nnx.Module):
+    """A layer that sees one example at a time, mapped over them."""
+
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.vmap(lambda layer, x: layer(jnp.sin(x)), in_axes=(None, 0))(self.layer, x)
+
+
 class Shared(nnx.Module):
     """One layer called twice, and an embedding that is read and multiplied with."""
 
@@ -117,6 +127,17 @@ MODELS = {
     "linear": (lambda: nnx.Linear(4, 3, rngs=_rngs()), _normal(4), True),
     "linear sequence": (lambda: nnx.Linear(4, 3, rngs=_rngs()), SEQUENCE, True),
     "linear sequence of one": (lambda: nnx.Linear(4, 3, rngs=_rngs()), _normal(1, 4), True),
+    "linear sequence of two": (lambda: nnx.Linear(4, 3, rngs=_rngs()), _normal(2, 4), True),
+    "linear general, three positions": (
+        lambda: nnx.LinearGeneral(4, (2, 3), rngs=_rngs()),
+        _normal(1, 3, 4),
+        True,
+    ),
+    "einsum, two positions per head": (
+        lambda: nnx.Einsum("nthi,hij->nthj", (3, 4, 2), rngs=_rngs()),
+        _normal(2, 3, 4),
+        True,
+    ),
     "linear general": (
         lambda: nnx.LinearGeneral((5, 4), (2, 3), axis=(-2, -1), rngs=_rngs()),
         SEQUENCE,
@@ -174,6 +195,7 @@ MODELS = {
     ),
     "encoder": (lambda: Encoder(_rngs()), _ids(5, 7), True),
     "recurrent": (lambda: Cell(_rngs()), _normal(4, 3), True),
+    "nnx.vmap over examples": (lambda: Mapped(_rngs()), SEQUENCE, True),
     "scan over layers": (lambda: Stacked(_rngs()), _normal(4), True),
     "shared and tied": (lambda: Shared(_rngs()), _ids(5, 7), False),
     "weight norm": (lambda: WeightNorm(_rngs()), SEQUENCE, True),

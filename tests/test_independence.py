@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from tensorgrad_jax.per_example import Squares, per_example
+from tensorgrad_jax.per_example import Squares, per_example, report
 
 W = jnp.linspace(-1, 1, 12).reshape(4, 3)
 X = jnp.sin(jnp.arange(24.0)).reshape(6, 4)
@@ -114,6 +114,24 @@ def test_dependent_examples_are_refused(name, method):
     fun, message = DEPENDENT[name]
     with pytest.raises(ValueError, match=f"not independent.*({message})"):
         _check(fun, method=method)
+
+
+def test_what_mixes_examples_is_named_with_the_parameter_before_it():
+    """Batch normalisation in training, between two layers."""
+    params = {"inner": W, "outer": W.T}
+
+    def loss(params, x):
+        norm = nnx.BatchNorm(3, use_running_average=False, rngs=nnx.Rngs(0))
+        return jnp.mean((norm(jnp.tanh(x @ params["inner"])) @ params["outer"]) ** 2)
+
+    message = r"square uses a sum over the batch \(.*, after parameter \['inner'\]"
+    for function in (per_example(loss, Squares()), report(loss, Squares())):
+        with pytest.raises(ValueError, match=message):
+            function(params, X)
+    assert [r.method for r in report(loss, Squares(), check_independence=False)(params, X)]
+    ranked = lambda p, x: jnp.mean(jax.checkpoint(lambda y: jnp.sort(y, 0) ** 2)(x @ p["inner"]))
+    with pytest.raises(ValueError, match=r"sort mixes.*, after parameter \['inner'\]"):
+        report(ranked, Squares())(params, X)
 
 
 def test_the_user_may_know_better():

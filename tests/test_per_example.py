@@ -76,6 +76,24 @@ def test_squares_are_those_of_explicit_gradients(name, method):
     close(squares, mean_of_squares(g), tolerance(name))
 
 
+def test_products_with_few_positions_are_squared_by_their_factors():
+    for name in ("linear sequence of two", "einsum, two positions per head", "fno"):
+        loss, params, batch, _ = _problem(name)
+        rows = report(loss, Squares())(params, batch)
+        hows = [row.how for row in rows if "kernel" in row.path or "spectral" in row.path]
+        assert any(how == "squares of factors, 2 positions per example" for how in hows)
+
+
+def test_squares_of_terms_that_cancel_are_not_negative():
+    """Both positions' terms are alike but for the sign: gradients are rounding errors."""
+    x = jax.random.normal(jax.random.key(0), (64, 1, 40), jnp.float32)
+    batch = jnp.concatenate([x, -3 * x], 1)
+    loss = lambda w, x: jnp.mean(jnp.sum(jnp.array([[3.0], [1.0]], x.dtype) * (x @ w), (1, 2)))
+    w = jnp.ones((40, 3), jnp.float32)
+    squares = per_example(loss, Squares(), method="fast")(w, batch)[2]
+    assert 0 <= jnp.min(squares) <= jnp.max(squares) < 1e-4
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_what_one_backward_pass_does(name):
     loss, params, batch, _ = _problem(name)

@@ -1,5 +1,7 @@
 """Squares of projected gradients, and the Adam in a compact space that takes them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 from flax import nnx
 
 import tensorgrad_jax as tg
+import train
 from tensorgrad_jax import truegrad
+from tensorgrad_jax.data import generate_burgers
 from tensorgrad_jax.training.build import build_gradients, build_model, build_optimizer
 from tensorgrad_jax.training.config import parse
 from tensorgrad_jax.training.losses import LOSSES
@@ -139,3 +143,34 @@ def test_a_step_of_train_py_takes_squares_of_samples(optimizer_type):
     kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
     assert kinds(out) == kinds(state)
     assert build_gradients(parse(flags[2:])) is None
+
+
+@pytest.fixture(scope="module")
+def burgers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("burgers")
+    generate_burgers(folder, n_train=16, n_test=4, resolution=32, t_end=0.2, dt=0.02)
+    return folder
+
+
+@pytest.mark.parametrize("optimizer_type", ["adamw", "tensorgrad"])
+def test_train_py_learns_with_squares_of_samples(optimizer_type, burgers, tmp_path):
+    """Both runs end with a fraction of the first epoch's loss, and are not the same."""
+    options = {
+        "data.problem": "burgers", "data.root": burgers, "data.generate": False,
+        "data.n_train": 16, "data.n_tests": "[4]", "data.train_resolution": 32,
+        "data.test_resolutions": "[32]", "data.test_batch_sizes": "[4]", "data.batch_size": 4,
+        "fno.n_modes": "[6]", "fno.hidden_channels": 8, "fno.n_layers": 1,
+        "opt.optimizer_type": optimizer_type, "opt.learning_rate": 2e-2, "opt.n_epochs": 12,
+        "opt.save_every": 100, "opt.save_dir": tmp_path,
+    }  # fmt: skip
+    if optimizer_type == "tensorgrad":
+        options["opt.update_proj_gap"] = 10
+    flags = [str(x) for name, value in options.items() for x in (f"--{name}", value)]
+    losses = {}
+    for moment in ("batch", "per_example"):
+        assert train.main([*flags, "--opt.second_moment", moment, "--name", moment]) == 0
+        lines = (tmp_path / moment / "metrics.jsonl").read_text().splitlines()
+        losses[moment] = [json.loads(line)["train_loss"] for line in lines]
+        assert len(losses[moment]) == 12
+        assert losses[moment][-1] < 0.4 * losses[moment][0]
+    assert losses["batch"][-1] != losses["per_example"][-1]

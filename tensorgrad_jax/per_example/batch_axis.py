@@ -25,6 +25,8 @@ from tensorgrad_jax.per_example.program import Constant, Input, Operation
 class Mixed(ValueError):  # noqa: N818 -- a finding about the function, caught by its caller
     """A primitive lets examples act on each other, or is not known not to."""
 
+    operation: Operation | None = None
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:

@@ -103,7 +103,7 @@ def per_example(
     def reduced(*arguments):
         problem = setting.problem(arguments)
         if check_independence:
-            check_independent(problem.traced, len(problem.leaves), problem.n, loss_reduction)
+            problem.check_independent(loss_reduction)
         total, gradients, result = problem.solved()
         if loss_reduction == "mean":
             total, gradients = total / problem.n, [g / problem.n for g in gradients]
@@ -118,6 +118,7 @@ def report(
     argnums: int | Sequence[int] = 0,
     batch_argnums: int | Sequence[int] = 1,
     method: Method = "auto",
+    check_independence: bool = True,
 ) -> Callable[..., list[Row]]:
     """Return a function that says how `per_example` would do each parameter, and computes nothing.
 
@@ -127,13 +128,21 @@ def report(
         argnums: see `per_example`.
         batch_argnums: see `per_example`.
         method: see `per_example`.
+        check_independence: see `per_example`; both sums and means pass.
 
     Returns:
         A function of the arguments of `fun`, or of their shapes and dtypes, that returns a row
         per parameter.
     """
     setting = _setting(fun, reduction, argnums, batch_argnums, None, method)
-    return lambda *arguments: setting.problem(arguments).rows()
+
+    def rows(*arguments):
+        problem = setting.problem(arguments)
+        if check_independence:
+            problem.check_independent()
+        return problem.rows()
+
+    return rows
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -280,6 +289,11 @@ class _Problem:
         values = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves]
         batch = [jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype) for x in self.batch]
         return trace(self.loss, values, batch)[0]
+
+    def check_independent(self, loss_reduction: LossReduction | None = None) -> None:
+        """Raise if the gradient of an example depends on others, or may."""
+        names = [leaf.path for leaf in self.leaves]
+        check_independent(self.traced, names, self.n, loss_reduction)
 
     def analysis(self) -> Analysis:
         """Return the program of one example and its uses of parameters."""

@@ -36,32 +36,58 @@ _ADVICE = "If you know that examples are independent all the same, say check_ind
 
 
 def check_independent(
-    traced: Callable[[int], Program], n_parameters: int, n: int, loss_reduction: str
+    traced: Callable[[int], Program],
+    parameters: Sequence[str],
+    n: int,
+    loss_reduction: str | None = None,
 ) -> None:
     """Raise unless a function of n examples is the mean or sum of a function of each.
 
     Args:
         traced: returns the program of a number of examples: inputs are parameters, then arrays
             with the examples along axis 0.
-        n_parameters: how many inputs are parameters.
+        parameters: names of the inputs that are parameters.
         n: number of examples.
-        loss_reduction: "mean" or "sum".
+        loss_reduction: "mean" or "sum"; None: either.
 
     Raises:
-        ValueError: if examples are not independent, or cannot be shown to be.
+        ValueError: if examples are not independent, or cannot be shown to be. It names the
+            primitive that mixes them and the parameters that were the last to be used before it.
     """
     if n == 1:
         return
     program = traced(n)
-    states: list[State] = [own(v) for v in program.inputs[:n_parameters]]
-    states += [Examples(0) for _ in program.inputs[n_parameters:]]
+    states: list[State] = [own(v) for v in program.inputs[: len(parameters)]]
+    states += [Examples(0) for _ in program.inputs[len(parameters) :]]
     try:
         (out,) = _Followed(n).outputs(program, _twice(traced, n), states)
-        _check_kind(out, loss_reduction)
+        if loss_reduction is not None:
+            _check_kind(out, loss_reduction)
     except Mixed as found:
+        last = _last_used(program, found.operation, parameters)
+        where = f", after parameter {' and '.join(last)}" if last else ""
         raise ValueError(
-            f"per_example: examples of the batch are not independent: {found}. {_ADVICE}"
+            f"per_example: examples of the batch are not independent: {found}{where}. {_ADVICE}"
         ) from None
+
+
+def _last_used(
+    program: Program, operation: Operation | None, parameters: Sequence[str]
+) -> list[str]:
+    """Return the parameters that the last operation before this one took, of those it rests on."""
+    names = dict(zip(program.inputs, parameters, strict=False))
+    if operation is None:
+        return []
+    needed: set[Any] = set(operation.inputs)
+    before = program.operations[: program.operations.index(operation)]
+    for maker in reversed(before):
+        found = [names[atom] for atom in maker.inputs if atom in names]
+        if needed.isdisjoint(maker.outputs):
+            continue
+        if found:
+            return found
+        needed.update(maker.inputs)
+    return []
 
 
 def _twice(traced: Callable[[int], Program], n: int) -> Program:
@@ -103,7 +129,11 @@ class _Followed:
             return own(atom) if isinstance(atom, Constant) else known[atom]
 
         for a, b in zip(program.operations, twice.operations, strict=True):
-            outs = self._step(a, b, [state(atom) for atom in a.inputs])
+            try:
+                outs = self._step(a, b, [state(atom) for atom in a.inputs])
+            except Mixed as found:
+                found.operation = a  # of the outermost program, which is the last to come by
+                raise
             known.update(zip(a.outputs, outs, strict=True))
         return [state(atom) for atom in program.outputs]
 

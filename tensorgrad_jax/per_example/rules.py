@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from tensorgrad_jax.per_example.program import Operation
 from tensorgrad_jax.per_example.reductions import wide
+from tensorgrad_jax.per_example.short_sums import position_axis, squares_of_short_sums
 from tensorgrad_jax.per_example.uses import Use
 
 Rule = Callable[[Use, list[Array], Array], Array]
@@ -156,6 +157,8 @@ def rule_for(use: Use) -> tuple[Rule, str] | None:
         return None
     if name in _TERMS and _POSITIONS[name](use) == 1:
         return _TERMS[name], "one position per example"
+    if name == "dot_general" and position_axis(use) is not None:
+        return squares_of_short_sums, f"{positions_of_dot(use)} positions per example"
     if name == "gather" and _reads_rows(use):
         return rows_of_table, "rows of a table"
     return None

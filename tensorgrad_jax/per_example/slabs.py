@@ -45,7 +45,7 @@ def _cut_of_dot(use: Use, axis: int) -> Cut | None:
     if axis in batches[where]:
         place = batches[where].index(axis)
         return Cut(batches[1 - where][place], place)
-    return Cut(None, free_axes(use, where).index(axis) + _first_free(use, where))
+    return Cut(None, free_axes(use, where).index(axis) + first_free(use, where))
 
 
 def _cut_of_convolution(use: Use, axis: int) -> Cut | None:
@@ -76,7 +76,7 @@ def free_axes(use: Use, where: int) -> list[int]:
     return [a for a in range(len(use.operation.inputs[where].shape)) if a not in taken]
 
 
-def _first_free(use: Use, where: int) -> int:
+def first_free(use: Use, where: int) -> int:
     """Return where the free axes of a factor begin in the result."""
     batches = use.operation.params["dimension_numbers"][1][0]
     return len(batches) + (len(free_axes(use, 0)) if where == 1 else 0)

@@ -21,6 +21,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
+from tensorgrad_jax.transforms.eight_bits import EightBits, decoded
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts
 
 Role = Literal["linear", "square"]
@@ -58,7 +59,9 @@ def roles(inner: optax.GradientTransformation) -> dict[str, Role | None]:
     with jax.ensure_compile_time_eval():
         found = {case: _moments_after(inner, steps) for case, steps in cases.items()}
         labels = list(found["zero"])
-        if any(isinstance(x, Tracer) for m in found.values() for x in m.values()):
+        moments = [x for m in found.values() for x in m.values()]
+        # Rounded to 8 bits three numbers are too coarse to tell.
+        if any(isinstance(x, Tracer | EightBits) for x in moments):
             return _by_type(inner)
         zero = {label: np.asarray(found["zero"][label], np.float64) for label in labels}
         change = lambda case, label: np.asarray(found[case][label], np.float64) - zero[label]
@@ -125,4 +128,5 @@ def weights(
 
 
 def _number(moment: Any) -> Float[Array, ""]:
+    moment = decoded(moment) if isinstance(moment, EightBits) else moment
     return jnp.asarray(moment, jnp.float32).ravel()[0]

@@ -94,6 +94,7 @@ def coverage(
     argnums: int | Sequence[int] = 0,
     batch_argnums: int | Sequence[int] = 1,
     granularity: Literal["example", "token"] = "example",
+    check_independence: bool = True,
     has_aux: bool = False,
 ) -> list[Row]:
     """Print how the squares of every parameter come about, and what that costs.
@@ -104,13 +105,23 @@ def coverage(
         argnums: see `value_and_grads`.
         batch_argnums: see `value_and_grads`.
         granularity: see `value_and_grads`.
+        check_independence: see `per_example`.
         has_aux: see `value_and_grads`.
 
     Returns:
         The rows of the table.
+
+    Raises:
+        ValueError: if examples are not independent, as under batch normalisation in training.
     """
     fun = _first_of(fun) if has_aux else fun
-    rows = report(fun, Squares(granularity), argnums, batch_argnums)(*arguments)
+    rows = report(
+        fun,
+        Squares(granularity),
+        argnums,
+        batch_argnums,
+        check_independence=check_independence,
+    )(*arguments)
     table = [("parameter", "shape", "method", "used by", "how", "cost")]
     table += [
         (r.path, str(r.shape), r.method, ", ".join(r.uses) or "-", r.how, r.cost) for r in rows
