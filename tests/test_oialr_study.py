@@ -65,8 +65,9 @@ def test_a_short_run_and_its_test(tmp_path):
     # Twelve steps, cores from the fourth on.
     config = compose(
         "model=mlp", "model.width=32", "data.local_batch_size=120", "training.epochs=1",
-        "training.lr_schedule.warmup_epochs=0", "tracking.stability_every=5", f"out={tmp_path}", "name=short",
-        "training.fixing_method.delay=4", "training.fixing_method.stability_frequency=4",
+        "training.lr_schedule.warmup_epochs=0", "tracking.stability_every=5", f"out={tmp_path}",
+        "name=short", "training.fixing_method.delay=4",
+        "training.fixing_method.stability_frequency=4",
     )  # fmt: skip
     lines = []
     result = run(config, lines.append)
