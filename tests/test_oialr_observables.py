@@ -159,6 +159,8 @@ def test_what_a_history_refuses(tmp_path):
         oialr.History(lag=0)
     with pytest.raises(ValueError, match="no parameter is a kernel"):
         oialr.History().record(0, {"bias": jnp.ones(3)})
+    with pytest.raises(ValueError, match="order must name the 2 kernels, got"):
+        oialr.History(order=["first.kernel"]).record(0, params())
     with pytest.raises(ValueError, match="no rows"):
         oialr.stability_report(oialr.History(), tmp_path)
     with pytest.raises(ValueError, match="can have 1 to 1 axes as rows, got 2"):

@@ -91,7 +91,8 @@ def run(config: dict[str, Any], say: Callable[[str], None] = print) -> dict[str,
         return value
 
     of_layers = wrapped or oialr.wrap(model, oialr.Config(delay=2**30))
-    history, every = oialr.History(of_layers.kernels), config["tracking"]["stability_every"]
+    history = oialr.History(of_layers.kernels, order=list(of_layers.layers))
+    every = config["tracking"]["stability_every"]
     rng, batch = np.random.default_rng(config["seed"]), config["data"]["local_batch_size"]
     number, value, began = 0, jnp.zeros(()), time.perf_counter()
     for epoch in range(config["training"]["epochs"]):
@@ -117,7 +118,8 @@ def run(config: dict[str, Any], say: Callable[[str], None] = print) -> dict[str,
     (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     save(folder, model, of_layers)
     if history.rows:
-        oialr.stability_report(history, folder, config["name"], config["tracking"]["images"])
+        title = f"{config['model']['name']} on {config['data']['dataset']}"
+        oialr.stability_report(history, folder, title, config["tracking"]["images"])
     return result
 
 

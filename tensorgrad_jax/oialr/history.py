@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ class History:
     Args:
         kernels: which parameters are kernels, see `kernels.Kernels`.
         lag: records are compared with those so many before.
+        order: names of kernels in the order of the network, in which tables and pictures have
+            them; default: that of the tree's leaves.
 
     Attributes:
         rows: one `Row` for every record that has a predecessor.
@@ -60,8 +63,11 @@ class History:
         [1.0, -1.0]
     """
 
-    def __init__(self, kernels: Kernels = by_shape, lag: int = 1):
+    def __init__(
+        self, kernels: Kernels = by_shape, lag: int = 1, order: Sequence[str] | None = None
+    ):
         self._kernels = kernels
+        self._order = None if order is None else list(order)
         self._lag = whole("History", "lag", lag, 1, 2**31)
         self._last: collections.deque[Observation] = collections.deque(maxlen=self._lag)
         self._shapes: dict[str, Any] = {}
@@ -80,6 +86,12 @@ class History:
         rows = {name: kernel.rows for name, kernel in kernels_of(dense, self._kernels).items()}
         if not rows:
             raise ValueError("history: no parameter is a kernel")
+        if self._order is not None:
+            if sorted(self._order) != sorted(rows):
+                raise ValueError(
+                    f"history: order must name the {len(rows)} kernels, got {shown(self._order)}"
+                )
+            rows = {name: rows[name] for name in self._order}
         leaves = named(dense)
         for name in rows:
             before, now = self._shapes.setdefault(name, leaves[name].shape), leaves[name].shape
