@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
@@ -156,10 +157,10 @@ def _means(entries, places, tries, state):
 
 def _count(state, node) -> float:
     """Return the number of steps of a node of the state; where it counts none, many."""
-    count: Any = getattr(_at(state, node), "count", None)
-    # Of a tuple `count` is a method.
-    known = count is not None and not callable(count) and jnp.ndim(count) == 0
-    return max(1.0, float(count)) if known else 1e6
+    count = getattr(_at(state, node), "count", None)  # of a tuple that is a method
+    if isinstance(count, jax.Array | np.ndarray) and count.ndim == 0:
+        return max(1.0, float(count))
+    return 1e6
 
 
 class _Place(NamedTuple):
