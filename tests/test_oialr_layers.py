@@ -1,6 +1,8 @@
 """Low-rank layers of Flax NNX, and models that are wrapped."""
 
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.extend
@@ -346,3 +348,15 @@ def test_what_wrapping_refuses():
     wrapped = oialr.wrap(Block(nnx.Rngs(0)), options(delay=1))
     with pytest.raises(ValueError, match="no optimizer is known"):
         wrapped.step()
+
+
+def test_trees_do_without_flax():
+    program = (
+        "import sys; sys.modules['flax'] = None\n"
+        "from tensorgrad_jax import oialr\n"
+        "assert oialr.Controller and oialr.History\n"
+        "try: oialr.wrap\n"
+        "except ModuleNotFoundError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "oialr.wrap needs flax: pip install 'tensorgrad-jax[train]'\n"
