@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 from tensorgrad_jax.projections import Projection, Residual, Sum, Tucker, UnstructuredSparse
 from tensorgrad_jax.projections.plain import (
     check_choice,
-    check_dtype,
     decay,
     not_negative,
     number,
@@ -33,7 +32,7 @@ from tensorgrad_jax.transforms import (
 from tensorgrad_jax.transforms.carrying import OnRefresh
 from tensorgrad_jax.transforms.kinds import by_kind, with_axes_last
 from tensorgrad_jax.transforms.leaves import Specs
-from tensorgrad_jax.transforms.moments import momentum
+from tensorgrad_jax.transforms.moments import check_moment_dtype, momentum
 from tensorgrad_jax.transforms.orthogonalize import matrix_axes
 from tensorgrad_jax.transforms.sizes import as_large_as
 from tensorgrad_jax.transforms.subspace import Gap
@@ -257,7 +256,7 @@ def subspace_momentum(
         b1: decay of the momentum.
         b2: decay of the second moment.
         eps: added to the root of the corrected second moment.
-        mu_dtype: dtype of the momentum; bfloat16 halves it.
+        mu_dtype: dtype of the momentum; bfloat16 halves it, int8 quarters it, see `scale_by_adam`.
         on_refresh: what happens to the momentum at a refresh, see `in_subspace`.
         mask: which leaves to decay, see `optax.add_decayed_weights`.
         stagger: refresh the parameters at different steps, see `in_subspace`.
@@ -281,7 +280,7 @@ def subspace_momentum(
         2328
     """
     b1 = decay("subspace_momentum", "b1", b1)
-    check_dtype("subspace_momentum", "mu_dtype", mu_dtype)
+    check_moment_dtype("subspace_momentum", mu_dtype)
     check_choice("subspace_momentum", "match_size", match_size, (True, False))
     numerator = in_subspace(
         momentum(b1, mu_dtype),
@@ -352,7 +351,8 @@ def tensor_muon(
         adam_b1: decay of the first moments of other leaves.
         adam_b2: decay of their second moments.
         eps: added to the root of their corrected second moments.
-        mu_dtype: dtype of the momentum of tensors and matrices; None: the leaf's, at least float32.
+        mu_dtype: dtype of the momentum of tensors and matrices, also int8, see `scale_by_adam`;
+            None: the leaf's, at least float32.
         steps: Newton-Schulz rounds of a polar factor.
         on_refresh: what happens to the momentum at a refresh, see `in_subspace`.
         mask: which leaves to decay, see `optax.add_decayed_weights`.
@@ -377,7 +377,7 @@ def tensor_muon(
     eps = not_negative("tensor_muon", "eps", eps)
     scale = positive("tensor_muon", "scale", scale)
     matrix_scale = positive("tensor_muon", "matrix_scale", matrix_scale)
-    check_dtype("tensor_muon", "mu_dtype", mu_dtype)
+    check_moment_dtype("tensor_muon", mu_dtype)
     averaged = momentum(b1, mu_dtype, nesterov=True)
 
     def of_tensors(specs):

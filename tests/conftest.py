@@ -84,6 +84,10 @@ THOROUGH = {
         "test_optimizers[tensorgrad, gaps that grow]",
         "test_projected_adamw[MatrixLowRank full]",
     ),
+    "test_hessian_files.py": (
+        "test_the_sequence_of_commands_ends_with_the_solution",
+        "test_workers_of_one_machine_measure_and_solve",
+    ),
     "test_in_subspace.py": (
         "test_one_parameter_after_the_other_needs_less_memory",
         "test_tensorgrad_options_change_the_update",

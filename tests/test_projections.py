@@ -20,6 +20,7 @@ ORTHOGONAL = {
     "tucker-hooi": tg.Tucker(0.25, n_iter=4),
     "tucker-svd": tg.Tucker(0.25, n_iter=2, method="svd"),
     "tucker-int": tg.Tucker(3),
+    "tucker-averaged": tg.Tucker(0.25, gram_decay=0.9),
     "tucker-randomized": tg.Tucker(2, method="randomized"),
     "randk": tg.UnstructuredSparse(0.1),
     "topk": tg.UnstructuredSparse(0.1, "topk"),

@@ -125,6 +125,19 @@ def test_the_transpose_is_the_adjoint(name):
 
 
 @every
+def test_single_columns_are_those_of_the_matrix(name):
+    numbers = jnp.array([K - 1, 0, 17, 3])
+    expected = KINDS[name].materialise(key_of(name))[:, numbers]
+    found = KINDS[name].columns_at(key_of(name), numbers)
+    np.testing.assert_allclose(
+        found, expected, atol=0 if name in ("rademacher", "sjlt", "explicit") else 1e-6
+    )
+    wide = Rademacher(P, 200)
+    numbers = jnp.array([31, 32, 63, 64, 130, 199])
+    np.testing.assert_array_equal(wide.columns_at(KEY, numbers), wide.materialise(KEY)[:, numbers])
+
+
+@every
 def test_slabs_of_rows_add_up(name):
     matrix, key, cuts = KINDS[name], key_of(name), (0, 1, 90, 96)
     x, y = draw(1, 2, P), draw(2, 2, K)

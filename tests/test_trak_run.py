@@ -143,3 +143,41 @@ def test_mistakes_are_one_line_and_status_2(run, tmp_path, capsys, argv, message
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_the_hessian_of_a_run_is_measured(run, tmp_path, capsys):
+    """From its checkpoint to eigenpairs, by the commands of tensorgrad_jax.hessian."""
+    from tensorgrad_jax.hessian.records import read_log
+    from tensorgrad_jax.training.hessian_command import main as hessian
+
+    problem = f"PROBLEM={run}"
+    assert hessian(["check", problem, "NUM_HESSIAN_DATAPOINTS=4"]) == 0
+    words = [problem, "RANDOM_SEED=0", f"OUTPUT_DIR={tmp_path}", "NUM_HESSIAN_DATAPOINTS=4"]
+    assert hessian(["gather", *words]) == 0
+    folder = next(tmp_path.iterdir())
+    log = next(folder.glob("*gather*.log"))
+    facts = dict(read_log(log, ["GLOBALS"]))["GLOBALS"]
+    size, step = facts["num_params"], facts["record_steps"][0]
+    loaded = load_run(run)
+    assert size == sum(x.size for x in jax.tree.leaves(loaded.training.state.params))
+    assert step == loaded.step
+    sketch = tmp_path / "sketch"
+    sketch.mkdir()
+    shape = ["--shape", f"{size},{size}", "--outer", "2", "--inner", "4", "--sym"]
+    assert hessian(["create_hdf5_layout", "--hdf5dir", str(sketch), *shape]) == 0
+    keys = [
+        f"PARAMS_PATH={folder / folder.name}__params.h5", f"TRAINING_LOGPATH={log}",
+        f"MEASUREMENTS_DIR={sketch}", f"STEP={step}",
+    ]  # fmt: skip
+    numbers = ["MEASUREMENT_IDXS=[0,1,2,3]", "NUM_INNER=4", "NUM_OUTER=2"]
+    assert hessian(["measure", *keys, *numbers]) == 0
+    assert hessian(["solve", *keys, "NUM_A_POSTERIORI=2"]) == 0
+    found = {}
+    for _, body in read_log(next(folder.glob("*solve*.log")), ["RESULT"]):
+        found |= body
+    assert len(found["core_S"]) == 2
+    assert 0 < found["Frob(H-H_2)^2"] < np.inf
+    capsys.readouterr()
+    wrong = ["gather", *words, "RECORD_STEPS=[99999]"]
+    assert hessian(wrong) == 2
+    assert f"there is {step}, of its last checkpoint, got 99999" in capsys.readouterr().err

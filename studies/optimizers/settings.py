@@ -23,7 +23,7 @@ HALVED = tg.Tucker((..., 0.5, 0.5), factors="real")
 def without_rate(chain: Callable[..., optax.GradientTransformation], **options: Any) -> Build:
     """Return a ready-made optimizer as a maker of updates: at rate 1, not decayed, sign turned."""
     return lambda task: optax.chain(
-        chain(1.0, update_proj_gap=task.gap, specs=tensor_specs, **options), optax.scale(-1.0)
+        chain(1.0, specs=tensor_specs, **{"update_proj_gap": task.gap} | options), optax.scale(-1.0)
     )
 
 
@@ -112,6 +112,11 @@ def with_polar_cores(sparse: float = 0.05) -> Build:
     return parts(core(inner, projection, on_refresh="keep"), polar(0.4))
 
 
+def averaged(share: float) -> tg.Tucker:
+    """Return Tucker bases of averaged Gram matrices, of the channels alone."""
+    return tg.Tucker((..., share, share), factors="real", gram_decay=0.95)
+
+
 COMPARED: dict[str, Build] = {
     "AdamW": lambda task: tg.scale_by_adam(),
     "tensor_muon": muon(),
@@ -130,6 +135,12 @@ COMPARED: dict[str, Build] = {
     "Muon (Optax), rms .2": lambda task: peers.optax_muon(False, 0.2),
     "Muon (Optax), per frequency, rms .2": lambda task: peers.optax_muon(True, 0.2),
     "SOAP, shared bases": lambda task: peers.soap(),
+    "Adam in averaged bases, whole": without_rate(
+        tg.projected_adamw, projection=averaged(1.0), update_proj_gap=10
+    ),
+    "Adam in averaged bases, channels halved": without_rate(
+        tg.projected_adamw, projection=averaged(0.5), update_proj_gap=10
+    ),
     "SNSM": lambda task: peers.snsm(task.gap),
     "Adafactor, momentum": lambda task: baselines.adafactor(0.9),
     "Adam-mini": lambda task: peers.adam_mini(),
@@ -144,6 +155,8 @@ ABLATION: dict[str, Build] = {
     "not orthogonalised": parts(core(tg.scale_by_adam(), match_size=True), polar(0.4)),
     "matrices with Adam": parts(core(polar(0.8, dtype=jnp.bfloat16))),
     "float32 momentum": muon(mu_dtype=None),
+    "8-bit momentum": muon(mu_dtype=jnp.int8),
+    "bases averaged over refreshes": muon(projection=averaged(0.5), gap=10),
     "channels times .25": muon(projection=tg.Tucker((..., 0.25, 0.25), factors="real")),
     "channels times .75": muon(projection=tg.Tucker((..., 0.75, 0.75), factors="real")),
     "complex factors": muon(projection=tg.Tucker((..., 0.5, 0.5))),

@@ -114,6 +114,27 @@ def sequentially_truncated(
     return tuple(factors)
 
 
+def grams(tensor: Tensor, like: Factors) -> tuple[Array | None, ...]:
+    """Return the Gram matrix G_(i) G_(i)^H of every mode's unfolding.
+
+    Args:
+        tensor: the tensor.
+        like: an array per mode, real where the sum over real and imaginary part is wanted; None
+            where no matrix is.
+    """
+    parts_move, sizes = any(map(_is_complex, like)), list(tensor.shape)
+    x, found = _start(tensor, parts_move), []
+    for mode, wanted in enumerate(like):
+        if wanted is None:
+            found.append(None)
+        else:
+            products = _gram(_stack(x, sizes, mode, parts_move), jnp.float32(1))
+            found.append(complex_gram(products) if parts_move else products)
+        if parts_move and not jnp.iscomplexobj(x):
+            x = _axes_exchanged(_stack(x, sizes, mode, parts_move), 2, sizes[mode])
+    return tuple(found)
+
+
 def _is_complex(u: Array | None) -> bool:
     return u is not None and jnp.iscomplexobj(u)
 

@@ -56,6 +56,14 @@ def resolve_ranks(
     return tuple(min(rank, d) for d in shape)
 
 
+def whole_modes(rank: RankSpec, n_modes: int) -> range:
+    """Return the modes that `...` stands for."""
+    if not isinstance(rank, tuple) or ... not in rank:
+        return range(0)
+    place = rank.index(...)
+    return range(place, place + n_modes - (len(rank) - 1))
+
+
 def uniform_ranks(budget: float, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return ranks of about equal shares r_i / d_i with prod(r_i) <= budget * prod(d_i).
 

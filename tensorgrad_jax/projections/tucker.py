@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
-from tensorgrad_jax.projections import mode_products
+from tensorgrad_jax.projections import averaged, mode_products
+from tensorgrad_jax.projections.averaged import factors_of
 from tensorgrad_jax.projections.base import Basis, Leaf, Projection
 from tensorgrad_jax.projections.leading import (
     PRECISION,
@@ -30,8 +31,8 @@ from tensorgrad_jax.projections.leading import (
     squared,
 )
 from tensorgrad_jax.projections.pairs import Pair, Tensor, as_array, as_pair
-from tensorgrad_jax.projections.plain import check_scale, make_plain
-from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks
+from tensorgrad_jax.projections.plain import check_scale, make_plain, shown
+from tensorgrad_jax.projections.ranks import RankSpec, check_rank, resolve_ranks, whole_modes
 
 _METHODS = ("gram", "svd", "randomized")
 # HOOI stops when the relative error changes by less (Kolda and Bader 2009, Fig. 4.4).
@@ -59,6 +60,10 @@ class Tucker(Projection):
         warm_restart: start from the previous basis: "svd" instead of a HOSVD, "randomized"
             instead of random columns. "gram" needs no start, so that a warm one cannot help it.
         scale: factor of what is lifted.
+        gram_decay: average the Gram matrices over refreshes with this decay, in [0, 1); 0 takes
+            that of the present gradient alone. For "gram" with n_iter=1. A mode that `...` stands
+            for is left alone; with real factors one of full rank, given as such, gets the whole
+            eigenbasis. Adam within then is SOAP with shared bases, see `averaged`.
         factors: of a complex tensor: "complex", or "real" ones, which treat real and imaginary
             parts alike: half the operations and half the basis. A mode of full rank then is left
             alone, without a factor, so that ranks like (13, 8, 64, 64) cost two products.
@@ -79,6 +84,7 @@ class Tucker(Projection):
     warm_restart: bool = True
     scale: float = 1.0
     factors: Literal["complex", "real"] = "complex"
+    gram_decay: float = 0.0
 
     def __post_init__(self):
         make_plain(self)
@@ -96,6 +102,15 @@ class Tucker(Projection):
                 f"method={self.method!r} and n_iter={self.n_iter!r}"
             )
 
+        decay = self.gram_decay
+        if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 <= decay < 1:
+            raise ValueError(f"Tucker: gram_decay must be a number in [0, 1), got {shown(decay)}")
+        if self.gram_decay and (self.method != "gram" or self.n_iter != 1):
+            raise ValueError(
+                "Tucker: gram_decay needs method='gram' and n_iter=1, got "
+                f"method={self.method!r} and n_iter={self.n_iter!r}"
+            )
+
     def ranks(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the rank of every mode of a tensor of this shape."""
         return resolve_ranks("Tucker", self.rank, tuple(shape))
@@ -104,6 +119,10 @@ class Tucker(Projection):
         """Return leading unit vectors: orthonormal factors that no tensor has been asked for."""
         real = self.factors == "real"
         dtype = jnp.finfo(leaf.dtype).dtype if real else leaf.dtype
+        if self.gram_decay:
+            left_alone = whole_modes(self.rank, len(leaf.shape))
+            has_factor = [i not in left_alone for i in range(len(leaf.shape))]
+            return averaged.start(leaf.shape, self.ranks(leaf.shape), has_factor, dtype)
         return tuple(
             None if real and d == r else jnp.asarray(np.eye(d, r), dtype)
             for d, r in zip(leaf.shape, self.ranks(leaf.shape), strict=True)
@@ -121,6 +140,8 @@ class Tucker(Projection):
     def refresh(self, key: PRNGKeyArray, tensor: Tensor, basis: Basis) -> Basis:
         """Return factors of leading left singular vectors of `tensor`'s unfoldings."""
         ranks, real = self.ranks(tensor.shape), self.factors == "real"
+        if self.gram_decay:
+            return averaged.refreshed(tensor, basis, ranks, self.gram_decay)
         if self.method == "randomized":
             start = basis if self.warm_restart else [None] * len(ranks)
 
@@ -151,7 +172,7 @@ class Tucker(Projection):
 
     def project(self, tensor: Tensor, basis: Basis) -> Inexact[Array, ...]:
         """Return the core."""
-        return mode_products.project(tensor, basis)
+        return mode_products.project(tensor, factors_of(basis))
 
     def lift_pair(self, compact: Inexact[Array, ...], basis: Basis) -> Pair:
         """Return the tensor of a core as a pair of real arrays."""
@@ -165,7 +186,7 @@ class Tucker(Projection):
 
     def _lift_to_parts(self, compact, basis):
         core = compact if self.scale == 1.0 else self.scale * compact
-        return mode_products.lift_to_parts(core, basis)
+        return mode_products.lift_to_parts(core, factors_of(basis))
 
     def lift_factor(self, shape: tuple[int, ...]) -> float:
         """Return `scale`."""
@@ -176,13 +197,14 @@ class Tucker(Projection):
         self, compact: Inexact[Array, ...], old: Basis, new: Basis
     ) -> Inexact[Array, ...]:
         """Multiply every mode of the core by the overlaps U_new^H U_old."""
-        return _core_times(compact, map(overlap, new, old))
+        return _core_times(compact, map(overlap, factors_of(new), factors_of(old)))
 
     def transport_squares(
         self, compact: Inexact[Array, ...], old: Basis, new: Basis
     ) -> Inexact[Array, ...]:
         """Multiply every mode by the squared overlaps |U_new^H U_old|^2."""
-        return _core_times(compact, map(squared, map(overlap, new, old)))
+        overlaps = map(overlap, factors_of(new), factors_of(old))
+        return _core_times(compact, map(squared, overlaps))
 
 
 def _core_times(core, matrices):

@@ -127,6 +127,24 @@ class RandomMatrix(abc.ABC):
         """Return rows of the matrix itself, by default all of them from `row_offset` on."""
         return self.multiply(key, jnp.eye(self.columns), row_offset, rows).T
 
+    def columns_at(
+        self, key: Any, numbers: Integer[Array, " n"], dtype: Any = jnp.float32
+    ) -> Inexact[Array, "rows n"]:
+        """Return the columns of these numbers, each as it is in a matrix of any more columns.
+
+        Args:
+            key: as for `multiply_transposed`.
+            numbers: below `columns`; they may be traced, so that blocks of as many columns share
+                one program.
+            dtype: float32 or float64.
+        """
+        return _compiled_columns(self, key, jnp.asarray(numbers, jnp.int32), jnp.dtype(dtype))
+
+    def _columns_at(self, key: Any, numbers: Any, dtype: Any) -> Any:
+        """Do what `columns_at` does; of a kind that can draw single columns, without all others."""
+        unit = jax.nn.one_hot(numbers, self.columns, dtype=dtype)
+        return self.multiply(key, unit).T
+
     @abc.abstractmethod
     def _transposed(self, key: Any, x: Any, row_offset: Any) -> Any:
         """Do what `multiply_transposed` does for a real x in float32 or wider.
@@ -196,6 +214,11 @@ def _call(product, matrix, key, array, row_offset, rows):
     return product(matrix, key, array, row_offset, rows)
 
 
+def _columns(matrix, key, numbers, dtype):
+    return matrix._columns_at(key, numbers, dtype)
+
+
+_compiled_columns = jax.jit(_columns, static_argnums=(0, 3))
 # Called outside of a program, products of one shape are compiled once, whatever their offset.
 _compiled = jax.jit(_call, static_argnums=(0, 1, 5))
 _compiled_for_offset = jax.jit(_call, static_argnums=(0, 1, 4, 5))

@@ -39,6 +39,15 @@ class _Independent(RandomMatrix):
         n_blocks = -(-self.columns // self.block_columns)
         return self._blocks(key, rows, n_blocks)[: self.columns]
 
+    @abc.abstractmethod
+    def _single(self, key: PRNGKeyArray, rows: Rows, number: Array) -> Array:
+        """Return one column at these rows."""
+
+    def _columns_at(self, key, numbers, dtype):
+        steps = jnp.arange(self.rows, dtype=jnp.uint32)
+        of = lambda number: self._single(key, rows_at(0).plus(steps), number)
+        return jax.lax.map(of, numbers.astype(jnp.uint32)).T.astype(dtype)
+
     def materialise(
         self, key: PRNGKeyArray, row_offset: int = 0, rows: int | None = None
     ) -> Float[Array, "slab columns"]:
@@ -105,6 +114,11 @@ class Rademacher(_Independent):
         ones = jax.lax.bitcast_convert_type(signs | jnp.uint32(0x3F800000), jnp.float32)
         return ones.reshape(64 * n_blocks, -1)
 
+    def _single(self, key, rows, number):
+        first, second = words(key, rows, number // 64)
+        bits = jnp.where(number % 64 < 32, first, second) >> (number % 32)
+        return jnp.where(bits & 1 == 0, jnp.float32(1), jnp.float32(-1))
+
 
 @dataclasses.dataclass(frozen=True)
 class Normal(_Independent):
@@ -128,6 +142,12 @@ class Normal(_Independent):
 
     def _blocks(self, key, rows, n_blocks):
         blocks = jnp.arange(n_blocks, dtype=jnp.uint32)[:, None]
+        return jnp.stack(self._pair(key, rows, blocks), axis=1).reshape(2 * n_blocks, -1)
+
+    def _single(self, key, rows, number):
+        return jnp.where(number % 2 == 0, *self._pair(key, rows, number // 2))
+
+    def _pair(self, key, rows, blocks):
         first, second = words(key, rows, blocks)
         radius = jnp.sqrt(-2 * jnp.log(_uniform(first >> 1, 31)))
         # Angles of an eighth of the circle, and three bits that say which: two signs, and which
@@ -137,8 +157,7 @@ class Normal(_Independent):
         swapped = (second & 1) == 1
         both = (jnp.where(swapped, sine, cosine), jnp.where(swapped, cosine, sine))
         signs = (second & 2, second & 4)
-        signed = [jnp.where(sign == 0, z, -z) * radius for z, sign in zip(both, signs, strict=True)]
-        return jnp.stack(signed, axis=1).reshape(2 * n_blocks, -1)
+        return [jnp.where(sign == 0, z, -z) * radius for z, sign in zip(both, signs, strict=True)]
 
 
 def _uniform(bits, n_bits):

@@ -99,13 +99,13 @@ def load_run(folder: Path, data_root: str | None = None) -> TrainedRun:
     training = build_training(config, data)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        training.state, record = checkpoints.restore(training.state)
+        training.state, record = checkpoints.restore(training.state_of)
         training.position = record.position
     except CheckpointError as error:
         raise ConfigError(f"--run {folder}: {error}") from error
     finally:
         checkpoints.close()
-    nnx.update(training.model, training.state.params)
+    nnx.update(training.model, training.params)
     return TrainedRun(folder, config, data, training, training.position.step)
 
 
@@ -172,7 +172,7 @@ def attribute(
         name: of the samples in the store.
     """
     chosen = {key: np.stack([source[i][key] for i in samples]) for key in ("x", "y")}
-    first = runs[0].training.state.params
+    first = runs[0].training.params
     projector = options.projector(sum(x.size for x in jax.tree.leaves(first)))
     targets = "-".join([name, *map(str, samples)])
     attributor = None
@@ -180,7 +180,7 @@ def attribute(
         attributor = trak.Attributor(
             sample_loss_of(run), projector, store, block_size=256, chunk_size=options.chunk_size
         )
-        params = run.training.state.params
+        params = run.training.params
         attributor.featurize(params, model_id, _fields(run.data.train), "train")
         attributor.featurize(params, model_id, chosen, targets)
     assert attributor is not None

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 import tensorgrad_jax as tg
-from tensorgrad_jax import truegrad
+from tensorgrad_jax import oialr, truegrad
 from tensorgrad_jax.data import FieldSource, open_dataset
 
 # Installed from models/, which type checkers do not see.
@@ -120,7 +120,9 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
     if opt.optimizer() == "tensor_muon":
         return tg.tensor_muon(
             schedule,
-            tg.Tucker((..., opt.channel_share, opt.channel_share), factors="real"),
+            None
+            if config.fno.low_rank is not None
+            else tg.Tucker((..., opt.channel_share, opt.channel_share), factors="real"),
             update_proj_gap=gap,
             weight_decay=opt.weight_decay,
             specs=tensor_specs,
@@ -204,9 +206,10 @@ def build_training(
         optimizer_of: makes the optimizer of the options and the steps per epoch.
     """
     steps = steps_per_epoch(data, config.data.batch_size, config.opt.max_batches)
+    optimizer = optimizer_of(config, steps)
     return Training(
         build_model(config, data.in_channels, data.out_channels),
-        optimizer_of(config, steps),
+        optimizer,
         data,
         build_schedule(config.opt, steps),
         batch_size=config.data.batch_size,
@@ -215,7 +218,26 @@ def build_training(
         seed=config.seed,
         stochastic_rounding=config.opt.stochastic_rounding,
         gradients_of=build_gradients(config),
+        low_rank=build_low_rank(config, optimizer),
     )
+
+
+def build_low_rank(
+    config: Config, optimizer: optax.GradientTransformation
+) -> oialr.Controller | None:
+    """Return what makes cores of the spectral weights while they train; None: they stay dense."""
+    fno = config.fno
+    if fno.low_rank is None:
+        return None
+    options = oialr.Config(
+        delay=fno.low_rank_delay,
+        stability_frequency=fno.low_rank_frequency,
+        sigma_cutoff_fraction=fno.low_rank_cutoff,
+        keep_last_layer=False,
+        network_layer_perc_step=1.0,
+        bucket=4,
+    )
+    return oialr.Controller(optimizer, options, oialr.spectral(fno.low_rank_share))
 
 
 def build_step_memory(config: Config, in_channels: int = 1, out_channels: int = 1) -> StepMemory:

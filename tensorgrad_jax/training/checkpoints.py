@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,12 +65,15 @@ class Record(NamedTuple):
         rows: the metrics of its epochs.
         run: what it is a run of, as given to `Checkpoints`.
         files: the SHA-256 of every file of the arrays, by its path.
+        low_rank: of parameters that are trained as cores, their sizes and when they change next;
+            None without such.
     """
 
     position: Position
     rows: list[dict[str, Any]]
     run: dict[str, Any]
     files: dict[str, str]
+    low_rank: dict[str, Any] | None = None
 
 
 class Checkpoints:
@@ -95,7 +98,11 @@ class Checkpoints:
         self._damaged: set[int] = set()
 
     def save(
-        self, state: TrainState, position: Position, rows: Sequence[Mapping[str, Any]] = ()
+        self,
+        state: TrainState,
+        position: Position,
+        rows: Sequence[Mapping[str, Any]] = (),
+        low_rank: dict[str, Any] | None = None,
     ) -> None:
         """Write a checkpoint, unless there is an intact one of this very step.
 
@@ -103,6 +110,7 @@ class Checkpoints:
             state: the arrays.
             position: where the run stands.
             rows: the metrics of its epochs, which are kept with it.
+            low_rank: see `Record`.
 
         Raises:
             StorageError: if it could not be written; those before it are untouched.
@@ -123,6 +131,7 @@ class Checkpoints:
                 "rows": list(rows),
                 "run": self.run,
                 "files": _hashes(temporary),
+                "low_rank": low_rank,
             }
             record["hash"] = _hash_of_text(record)
             write_text(temporary / "record.json", json.dumps(record, allow_nan=False))
@@ -147,11 +156,14 @@ class Checkpoints:
                 first = first or error
         raise first or self._none()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Record]:
+    def restore(
+        self, like: TrainState | Callable[[Record], TrainState]
+    ) -> tuple[TrainState, Record]:
         """Return the newest checkpoint that is intact; one line on stderr if it is an older one.
 
         Args:
-            like: a state with the shapes and dtypes to expect; its values are not used.
+            like: a state with the shapes and dtypes to expect, or what makes one of a checkpoint's
+                record; values are not used.
 
         Raises:
             CheckpointError: if there is none that fits `like`; the message tells why not the
@@ -202,7 +214,7 @@ class Checkpoints:
             )
         return Record(**read | {"position": Position(**read["position"])})
 
-    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Record]:
+    def _restore(self, step: int, like: Any) -> tuple[TrainState, Record]:
         path, record = self.folder / str(step), self._record(step)
         found = _hashes(path)
         # Found here: Orbax tells of damage in hundreds of lines, or not at all.
@@ -210,7 +222,8 @@ class Checkpoints:
             if found.get(name) != record.files[name]:
                 what = "is missing" if name not in found else "is not what was written"
                 raise CheckpointError(f"checkpoint {path} is damaged: {name} {what}")
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        expected = like(record) if callable(like) else like
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, expected)
         try:
             state = self._arrays.restore((path / "state").absolute(), target)
         except Exception as error:  # of Orbax, of TensorStore, of JAX: shapes that differ

@@ -27,8 +27,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from tensorgrad_jax import oialr
 from tensorgrad_jax.data import batches, n_batches
-from tensorgrad_jax.training.checkpoints import Checkpoints, Position
+from tensorgrad_jax.training.checkpoints import CheckpointError, Checkpoints, Position, Record
 from tensorgrad_jax.training.data_sets import DataSets, TestSet
 from tensorgrad_jax.training.losses import LOSSES
 from tensorgrad_jax.training.memory import peak_bytes
@@ -87,6 +88,7 @@ class Training:
         seed: int = 0,
         stochastic_rounding: bool = True,
         gradients_of: GradientsOf | None = None,
+        low_rank: oialr.Controller | None = None,
     ):
         """Prepare the training; nothing is compiled yet.
 
@@ -102,6 +104,7 @@ class Training:
             seed: of the order of the samples and of the rounding.
             stochastic_rounding: of updated bfloat16 parameters; False rounds to the nearest.
             gradients_of: where gradients come from, see `make_train_step`.
+            low_rank: makes cores of parameters while they train, with this optimizer.
         """
         self.model, self.data, self.loss = model, data, loss
         self.batch_size, self.seed = batch_size, seed
@@ -109,8 +112,14 @@ class Training:
         self.schedule = schedule if callable(schedule) else optax.constant_schedule(schedule)
         self._graphdef, variables = nnx.split(model, nnx.Param)
         params = nnx.to_pure_dict(variables)
+        self._optimizer, self.low_rank = optimizer, low_rank
+        struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        self._dense_structs = jax.tree.map(struct, params)
+        bases: Any = ()
+        if low_rank is not None:
+            params, bases = low_rank.start(params)
         self.state = TrainState(
-            params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(())
+            params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(()), bases
         )
         self.position = Position()
         self.rows: list[dict[str, Any]] = []
@@ -130,6 +139,27 @@ class Training:
         self._errors = make_error_step(self._graphdef, data.encoding)
         self._predict = jax.jit(lambda params, x: predict(self._graphdef, params, x, data.encoding))
         self._compiled = None
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters: where cores are trained, the weights made of them."""
+        state = self.state
+        return _lifted(state.params, state.bases) if state.bases else state.params
+
+    def state_of(self, record: Record) -> TrainState:
+        """Return the shapes and dtypes of a checkpoint's state, whose record this is.
+
+        Raises:
+            CheckpointError: if there are cores of other parameters in it.
+        """
+        if self.low_rank is None or record.low_rank is None:
+            return self.state
+        try:
+            params, bases = self.low_rank.restore(record.low_rank, self._dense_structs)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"a checkpoint's cores do not fit: {error}") from error
+        opt_state = jax.eval_shape(self._optimizer.init, params)
+        return self.state._replace(params=params, opt_state=opt_state, bases=bases)
 
     def fit(
         self,
@@ -158,11 +188,11 @@ class Training:
                 while self.position.epoch < n_epochs:
                     self._fit_epoch(n_epochs, folder, checkpoints, save_every, interrupts)
         finally:
-            nnx.update(self.model, self.state.params)
+            nnx.update(self.model, self.params)
 
     def predict(self, x: Float[ArrayLike, "batch *grid channels"]) -> Float[Array, ...]:
         """Return the prediction, (batch, *grid, out_channels); both are in physical units."""
-        return self._predict(self.state.params, x)
+        return self._predict(self.params, x)
 
     def compile(self) -> None:
         """Compile the step before the first epoch: its time and its memory are known then."""
@@ -191,9 +221,32 @@ class Training:
         due = self.position.epoch % save_every == 0
         last = self.position.epoch == n_epochs
         if checkpoints is not None and (due or last or not finished or interrupts.received):
-            checkpoints.save(self.state, self.position, self.rows)
+            checkpoints.save(self.state, self.position, self.rows, self.low_rank_record())
         if interrupts.received and not last:
             raise InterruptedRunError(f"stopped after step {self.position.step}")
+
+    def low_rank_record(self) -> dict[str, Any] | None:
+        """Return what a checkpoint must tell of cores beside the arrays."""
+        return None if self.low_rank is None else self.low_rank.record(self.state.bases)
+
+    def _change_ranks(self) -> None:
+        """Do what is due before a step, mostly nothing; other shapes are another program."""
+        if self.low_rank is None:
+            return
+        state, events = self.state, len(self.low_rank.events)
+        trees = self.low_rank.step(state.params, state.bases, state.opt_state)
+        if len(self.low_rank.events) == events:
+            return
+        shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+        same = shapes(trees.params) == shapes(state.params)
+        self.state = state._replace(
+            params=trees.params, opt_state=trees.opt_state, bases=trees.bases
+        )
+        event = self.low_rank.events[-1]
+        tqdm.write(f"step {event.step}: {event.report}")
+        if not same:
+            self._compiled = None
+            self.compile()
 
     def _train_epoch(self, n_epochs: int, interrupts: Interrupts) -> bool:
         """Do the rest of an epoch's steps; False if it was interrupted."""
@@ -219,6 +272,7 @@ class Training:
             for batch in self._waiting(source):
                 if done == self.steps_per_epoch or interrupts.received:
                     break
+                self._change_ranks()
                 self.state = self._compiled(self.state, batch)
                 done += 1
                 bar.update()
@@ -289,11 +343,15 @@ class Training:
     def _test(self, test: TestSet) -> dict[str, float]:
         """Return the mean relative errors over a test set."""
         errors: dict[str, list[np.ndarray]] = {name: [] for name in LOSSES}
+        params = self.params
         for batch in self._waiting(batches(test.source, test.batch_size, seed=0, shuffle=False)):
-            for name, values in self._errors(self.state.params, batch).items():
+            for name, values in self._errors(params, batch).items():
                 errors[name].append(np.asarray(values))
         n = len(test.source)  # what fills up the last batch does not count
         return {name: float(np.mean(np.concatenate(parts)[:n])) for name, parts in errors.items()}
+
+
+_lifted = jax.jit(oialr.lift)
 
 
 def _by_set(

@@ -21,6 +21,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), "an integer in [0, 2**32)"]
 Positive = Annotated[float, Field(ge=1e-37, le=1e38), "a number in [1e-37, 1e38]"]
 NonNegative = Annotated[float, Field(ge=0, le=1e38), "a number in [0, 1e38]"]
 Fraction = Annotated[float, Field(gt=0, le=1), "a number in (0, 1]"]
+Part = Annotated[float, Field(ge=0.001, le=0.999), "a number in [0.001, 0.999]"]
+Below = Annotated[float, Field(ge=0, le=0.999), "a number in [0, 0.999]"]
 Share = Annotated[float, Field(ge=0, le=1), "a number in [0, 1]"]
 Decay = Annotated[float, Field(ge=0, le=1 - 1e-7), "a number in [0, 1 - 1e-7]"]
 # A file may be called anything but with a NUL character.
@@ -47,6 +49,7 @@ Schedule = Literal["constant", "StepLR", "CosineAnnealingLR"]
 Transform = Literal["auto", "fft", "matrix"]
 Precision = Literal["full", "mixed", "half"]
 Weights = Literal["full", "half"]
+LowRank = Literal["oialr"]
 Refresh = Literal["transport", "keep", "reset"]
 SecondMoment = Literal["batch", "per_example"]
 # The problems whose data this package generates: their dimension, and what their generators want
@@ -193,6 +196,11 @@ class FnoConfig(Options):
     transform: Transform = option("auto", "an FFT, matrix products, or what should be faster")
     fno_block_precision: Precision = option("full", "mixed: float32 in transforms; half: bfloat16")
     fno_block_weights_precision: Weights = option("full", "spectral weights: float32, bfloat16")
+    low_rank: LowRank | None = option(None, "oialr: spectral weights become cores between bases")
+    low_rank_share: Part = option(0.5, "of the channels that cores begin with, on both sides")
+    low_rank_delay: Count = option(200, "the step at which they do, counted from 1")
+    low_rank_frequency: Count = option(100, "steps between checks of their ranks")
+    low_rank_cutoff: Below = option(0.1, "of the largest singular value, below which one is cut")
 
     def _rules(self):
         half = self.fno_block_weights_precision == "half" and self.fno_block_precision == "full"
@@ -321,6 +329,17 @@ class Config(Options):
             many, matrix = isinstance(rank, tuple), opt.naive_galore and kind == "low_rank"
             yield many and len(rank) != axes, f"opt.{name}", rank, lengths
             yield many and matrix, f"opt.{name}", rank, due
+        if self.fno.low_rank is not None:
+            cores = "with fno.low_rank oialr"
+            due = f"tensor_muon, or adamw without opt.tensorgrad, {cores}: a core is small already"
+            yield bool(kinds), "opt.optimizer_type", opt.optimizer_type, due
+            due = f"False {cores}: a core has two axes of channels"
+            yield self.fno.separable, "fno.separable", True, due
+            due = f"full {cores}: bases are kept in float32"
+            half = self.fno.fno_block_weights_precision == "half"
+            yield half, "fno.fno_block_weights_precision", "half", due
+            per_example = opt.second_moment == "per_example"
+            yield per_example, "opt.second_moment", "per_example", f"batch {cores}"
         due = "another one with fno.separable True: tensor_muon needs matrices of channels"
         muon = opt.optimizer() == "tensor_muon"
         yield muon and self.fno.separable, "opt.optimizer_type", "tensor_muon", due
@@ -385,6 +404,8 @@ _PROJECTED = "proj_type second_proj_type scale match_update_size"
 _REFRESHED = "on_refresh per_layer_opt update_proj_gap update_proj_gap_mode update_proj_gap_end"
 _FLOW = "data.viscosity data.t_end data.dt"
 _MADE = f"{_FLOW} data.solver_resolution data.generator_seed"
+_CORES = "fno.low_rank_share fno.low_rank_delay fno.low_rank_frequency fno.low_rank_cutoff"
+_SMALL = "{} is {}, whose cores are not projected again"
 _IS = "{} is {}"
 _NO_START = "{} is {}, which needs no start"
 _FOR_ALL = "{} is {}, which holds for all moments"
@@ -407,6 +428,8 @@ _NEEDS = [  # an option, the values with which others have an effect, those othe
     ("opt.scheduler", "StepLR", "opt.step_size opt.gamma", _IS),
     ("opt.scheduler", "CosineAnnealingLR", "opt.scheduler_T_max", _IS),
     ("fno.fno_block_weights_precision", "half", "opt.stochastic_rounding", _IS),
+    ("fno.low_rank", "oialr", _CORES, _IS),
+    ("fno.low_rank", "None", f"opt.channel_share opt.{_REFRESHED.replace(' ', ' opt.')}", _SMALL),
     ("fno.use_channel_mlp", "True", "fno.channel_mlp_expansion", _IS),
     ("data.problem", "nsforcing darcy burgers", f"data.generate {_MADE}", _OURS),
     ("data.generate", "True", _MADE, _IS),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import tensorgrad_jax as tg
+from tensorgrad_jax import oialr
 from tensorgrad_jax.training.figures import plot_loss, plot_prediction
 from tensorgrad_jax.training.records import write_text
 
@@ -36,7 +37,7 @@ def write_report(training: Any, folder: Path) -> None:
         sample = test.source[0]  # the first one of every test set
         prediction = np.asarray(training.predict(sample["x"][None])[0])
         plot_prediction(sample["x"], sample["y"], prediction, folder / name)
-    params, position = training.state.params, training.position
+    params, position = training.params, training.position
     ours = tg.state_bytes(training.state.opt_state)
     # float32 moments, whatever the precision of the parameters.
     adamw = tg.state_bytes(jax.eval_shape(tg.scale_by_adam().init, params))
@@ -58,6 +59,7 @@ def write_report(training: Any, folder: Path) -> None:
             "optimizer_state_bytes": ours["total"],
             "adamw_state_bytes": adamw["total"],
             "peak_bytes": training.peak_bytes(),
+            **_low_rank(training),
         },
     )
     n_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
@@ -69,6 +71,22 @@ def write_report(training: Any, folder: Path) -> None:
     metrics = ["metrics.jsonl"] if (folder / "metrics.jsonl").exists() else []
     written = ["summary.json", *metrics, "loss.png", *names]
     print(f"\nWritten to {folder}: {', '.join(written)}")
+
+
+def _low_rank(training: Any) -> dict[str, Any]:
+    if training.low_rank is None:
+        return {}
+    report = oialr.param_report(training.state.params, training.state.bases)
+    spectral = {name: math.prod(x.shape) for name, x in training.state.bases.items()}
+    trained = sum(x.alive() for x in training.state.bases.values())
+    return {
+        "low_rank": {
+            "trainable_params": report.trainable,
+            "stored_params": report.stored,
+            "trainable_spectral_share": trained / sum(spectral.values()) if spectral else 1.0,
+            "ranks": report.ranks,
+        }
+    }
 
 
 def picture_names(resolutions: Sequence[int], trained: int) -> list[str]:

@@ -174,13 +174,15 @@ def _begin(folder: Path, config: Config, training: Training, identity: Mapping[s
     """Write what a run is continued from: its options and its state before the first step."""
     write_text(folder / "config.yaml", to_yaml(config))
     with contextlib.ExitStack() as held:
-        _opened(folder, identity, held).save(training.state, Position())
+        _opened(folder, identity, held).save(
+            training.state, Position(), low_rank=training.low_rank_record()
+        )
 
 
 def _resume(folder: Path, config: Config, training: Training, checkpoints: Checkpoints) -> None:
     """Bring the training to where the folder's last intact checkpoint is, and the records too."""
     try:
-        training.state, record = checkpoints.restore(training.state)
+        training.state, record = checkpoints.restore(training.state_of)
     except CheckpointError as error:
         raise ConfigError(f"opt.resume_from_dir: {error}") from error
     theirs, ours = record.run["data"], checkpoints.run["data"]

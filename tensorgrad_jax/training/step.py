@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 import tensorgrad_jax as tg
+from tensorgrad_jax import oialr
 from tensorgrad_jax.backend.batches import independent_parts
 from tensorgrad_jax.data.normalizers import UnitGaussianNormalizer
 from tensorgrad_jax.training.losses import LOSSES
@@ -26,12 +28,14 @@ class TrainState(NamedTuple):
         step: int32 (), number of updates so far.
         loss_sum: float32 (), sum of the training losses of this epoch's batches so far. It stays
             on the device, so that no step waits for the host.
+        bases: of the parameters that are cores by now, see `oialr.lift`; empty without such.
     """
 
     params: Any
     opt_state: optax.OptState
     step: Array
     loss_sum: Array
+    bases: Any = ()
 
 
 class Encoding(NamedTuple):
@@ -88,7 +92,8 @@ def make_train_step(
         batch_parts = 1  # it takes the batch apart by itself
     with_extra = optax.with_extra_args_support(optimizer)
 
-    def objective(params, batch):
+    def objective(params, batch, bases=()):
+        params = oialr.lift(params, bases) if bases else params
         parts = batch_parts or independent_parts(params, batch["x"].shape)
         apply = lambda x: predict(graphdef, params, x, encoding)
         if parts == 1:
@@ -97,14 +102,16 @@ def make_train_step(
         return loss(jnp.concatenate(predictions), batch["y"])
 
     def step(state: TrainState, batch: dict[str, Array]) -> TrainState:
-        value, gradients, extra = gradients_of(objective)(state.params, batch, state.opt_state)
+        # An objective without bases is handed on as it is: what takes it apart knows its parts.
+        of = functools.partial(objective, bases=state.bases) if state.bases else objective
+        value, gradients, extra = gradients_of(of)(state.params, batch, state.opt_state)
         updates, opt_state = with_extra.update(gradients, state.opt_state, state.params, **extra)
         key = None
         if rounding_seed is not None:
             key = jax.random.fold_in(jax.random.key(rounding_seed), state.step)
         params = tg.apply_updates(state.params, updates, key)
         loss_sum = state.loss_sum + value.astype(jnp.float32)
-        return TrainState(params, opt_state, state.step + 1, loss_sum)
+        return TrainState(params, opt_state, state.step + 1, loss_sum, state.bases)
 
     return jax.jit(step, donate_argnums=0)
 

@@ -27,7 +27,7 @@ from tensorgrad_jax.projections.base import Basis, Compact
 from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.pairs import Pair, as_array, is_pair
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts
-from tensorgrad_jax.transforms.packing import packed_like, times_real, unpacked
+from tensorgrad_jax.transforms.packing import is_stored, packed_like, plain, times_real, unpacked
 from tensorgrad_jax.transforms.roles import Role
 
 OnRefresh = Literal["transport", "keep", "reset"]
@@ -219,9 +219,11 @@ def reset(
 
 def read(stored: Any, struct: Any) -> Any:
     """Return a first moment as the projection's compact form: complex where that is."""
-    return jax.tree.map(
-        lambda x, s: as_array(x) if is_pair(x) else unpacked(x, s), stored, struct, is_leaf=is_pair
-    )
+
+    def of(x, s):
+        return as_array(Pair(plain(x.parts))) if is_pair(x) else unpacked(x, s)
+
+    return jax.tree.map(of, stored, struct, is_leaf=is_stored)
 
 
 def written(compact: Any, stored: Any) -> Any:
@@ -229,7 +231,8 @@ def written(compact: Any, stored: Any) -> Any:
 
     def write(x, like):
         if is_pair(like):
-            return Pair(jnp.stack([x.real, x.imag]).astype(like.parts.dtype))
+            return Pair(packed_like(jnp.stack([x.real, x.imag]), like.parts))
         return packed_like(x, like)
 
+    # The compact form first: what is stored of one of its arrays may be several.
     return jax.tree.map(write, compact, stored, is_leaf=is_pair)

@@ -12,7 +12,7 @@ from tensorgrad_jax.projections.leaf import LeafProjection
 from tensorgrad_jax.projections.pairs import is_pair
 from tensorgrad_jax.projections.plain import shown
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts
-from tensorgrad_jax.transforms.packing import unpacked
+from tensorgrad_jax.transforms.packing import is_stored, unpacked
 from tensorgrad_jax.transforms.roles import Role
 
 
@@ -78,7 +78,7 @@ def check_transportable(
 
 
 def _fits(stored, struct) -> bool:
-    arrays, treedef = jax.tree.flatten(stored, is_leaf=is_pair)
+    arrays, treedef = jax.tree.flatten(stored, is_leaf=is_stored)
     shape = lambda x, s: x.shape if is_pair(x) else unpacked(x, s).shape
     return treedef == jax.tree.structure(struct) and all(
         shape(x, s) == s.shape for x, s in zip(arrays, jax.tree.leaves(struct), strict=True)

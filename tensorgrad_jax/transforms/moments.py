@@ -6,12 +6,14 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from tensorgrad_jax.projections.pairs import is_pair
 from tensorgrad_jax.projections.plain import check_dtype, decay, not_negative
+from tensorgrad_jax.transforms import eight_bits
 from tensorgrad_jax.transforms.leaves import check_fits
 from tensorgrad_jax.transforms.packing import packed_like, times_real, unpacked
 
@@ -55,7 +57,8 @@ def scale_by_adam(
         b2: decay of the second moment, in [0, 1).
         eps: added to the root of the corrected second moment.
         mu_dtype: dtype of the first moments, of complex parameters that of real and imaginary
-            part; default: the parameter's, at least float32. bfloat16 halves them.
+            part; default: the parameter's, at least float32. bfloat16 halves them, int8 quarters
+            them: whole numbers times a scale per block, rounded stochastically (`EightBits`).
         nu_dtype: dtype of the second moments; default: float32, float64 for 64-bit parameters.
 
     Returns:
@@ -81,7 +84,7 @@ def scale_by_adam(
     """
     b1, b2 = decay("scale_by_adam", "b1", b1), decay("scale_by_adam", "b2", b2)
     eps = not_negative("scale_by_adam", "eps", eps)
-    check_dtype("scale_by_adam", "mu_dtype", mu_dtype)
+    check_moment_dtype("scale_by_adam", mu_dtype)
     check_dtype("scale_by_adam", "nu_dtype", nu_dtype)
 
     def second_zeros(p):
@@ -113,8 +116,8 @@ def scale_by_adam(
             return jax.tree.map(lambda g, m: times_real(m, factor).astype(g.dtype), g, m)
 
         scaled = jax.tree.map(scale, updates, mu, nu, is_leaf=is_pair)
-        store = lambda new, old: jax.tree.map(packed_like, new, old)
-        return scaled, ScaleByAdamState(count, store(mu, state.mu), store(nu, state.nu))
+        nu = jax.tree.map(packed_like, nu, state.nu)
+        return scaled, ScaleByAdamState(count, _stored(mu, state.mu, count), nu)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -153,9 +156,19 @@ def momentum(
             return times_real(m, 1 / correct).astype(g.dtype)
 
         corrected = jax.tree.map(corrected_as, updates, mu)
-        return corrected, MomentumState(count, jax.tree.map(packed_like, mu, state.mu))
+        return corrected, MomentumState(count, _stored(mu, state.mu, count))
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def check_moment_dtype(owner: str, mu_dtype: Any) -> None:
+    """Raise ValueError unless first moments can be stored in a dtype: real floating, or int8."""
+    if not _is_int8(mu_dtype):
+        check_dtype(owner, "mu_dtype", mu_dtype)
+
+
+def _is_int8(dtype: Any) -> bool:
+    return dtype is not None and any(dtype is x or dtype == x for x in (jnp.int8, "int8"))
 
 
 def _first_zeros(params, mu_dtype):
@@ -163,10 +176,20 @@ def _first_zeros(params, mu_dtype):
 
     def zeros(p):
         packed = mu_dtype is not None and jnp.issubdtype(p.dtype, jnp.complexfloating)
+        if _is_int8(mu_dtype):
+            return eight_bits.zeros(p, (2, *p.shape) if packed else p.shape)
         dtype = jnp.dtype(mu_dtype or jnp.promote_types(p.dtype, jnp.float32))
         return jnp.zeros((2, *p.shape), dtype) if packed else jnp.zeros_like(p, dtype)
 
     return jax.tree.map(zeros, params)
+
+
+def _stored(mu, like, count):
+    """Return first moments as they are stored; every array and step rounds with other bits."""
+    leaves, treedef = jax.tree.flatten(mu)
+    seeds = count * np.int32(7919) + np.arange(len(leaves), dtype=np.int32)
+    stored = map(packed_like, leaves, treedef.flatten_up_to(like), seeds)
+    return treedef.unflatten(stored)
 
 
 def _averaged(updates, stored, b1):

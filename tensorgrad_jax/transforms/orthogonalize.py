@@ -8,7 +8,8 @@ matrices of a network; a spectral weight is one complex matrix (in, out) for eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,10 @@ from tensorgrad_jax.transforms.leaves import Specs, named_leaves
 # x -> a x + b x^3 + c x^5 takes singular values in (0, 1] to about [.7, 1.2] within five rounds;
 # K. Jordan et al., Muon, 2024.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
+# x -> (15 x - 10 x^3 + 3 x^5) / 8 has its fixed point at 1, of third order.
+_CONVERGENT = (15 / 8, -10 / 8, 3 / 8)
+# Singular values above 1e-6 of the norm reach 1: the first rounds grow them 3.4-fold each.
+TO_CONVERGENCE = ((_QUINTIC, 12), (_CONVERGENT, 5))
 _LARGEST_TOGETHER = 2**24  # bytes
 
 
@@ -151,7 +156,7 @@ def _of_all(leaves: list[Array], scale: float, steps: int, dtype: Any) -> list[A
     for (shape, kind, _), members in groups.items():
         wide = jnp.promote_types(kind, jnp.float32)
         together = jnp.stack([leaves[i].astype(wide) for i in members], 1)
-        factors = _polar_factors(together, steps, dtype or wide)
+        factors = polar_factors(together, ((_QUINTIC, steps),), dtype or wide)
         size = scale * (max(shape[-2:]) * shape[0]) ** 0.5
         result |= {i: (size * factors[:, n]).astype(kind) for n, i in enumerate(members)}
     return [result[i] for i in range(len(leaves))]
@@ -178,8 +183,15 @@ def matrix_axes(name: str, leaf: Any, spec: TensorSpec) -> tuple[int | None, int
     return pair, axes[0], axes[1]
 
 
-def _polar_factors(x: Array, steps: int, dtype: Any) -> Array:
-    """Return about the polar factors of (parts, ..., m, n), one part or real and imaginary one."""
+Rounds = Sequence[tuple[tuple[float, float, float], int]]
+
+
+def polar_factors(x: Array, rounds: Rounds, dtype: Any) -> Array:
+    """Return about the polar factors of (parts, ..., m, n), one part or real and imaginary one.
+
+    `rounds` are coefficients (a, b, c) of the iteration, each with a number of steps. Behind those
+    of `TO_CONVERGENCE` singular values are 1 up to round-off, or as good as 0.
+    """
     wide = x.shape[-2] > x.shape[-1]
     if wide:
         x = jnp.swapaxes(x, -2, -1)  # X^T has the polar factor's transpose
@@ -188,13 +200,13 @@ def _polar_factors(x: Array, steps: int, dtype: Any) -> Array:
     x = x / jnp.where(largest > 0, largest, 1)
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(0, -2, -1), keepdims=True))
     x = (x / jnp.where(norm > 0, norm, 1)).astype(dtype)
-    a, b, c = _QUINTIC
 
-    def closer(_, x):
+    def closer(_, x, a, b, c):
         gram = _times_adjoint(x)
         return a * x + _times(b * gram + c * _times_adjoint(gram), x)
 
-    x = jax.lax.fori_loop(0, steps, closer, x)
+    for (a, b, c), steps in rounds:
+        x = jax.lax.fori_loop(0, steps, functools.partial(closer, a=a, b=b, c=c), x)
     return jnp.swapaxes(x, -2, -1) if wide else x
 
 

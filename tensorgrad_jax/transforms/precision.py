@@ -82,7 +82,7 @@ def stochastically_rounded(
     over with the probability that is wanted.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    noise = hashed(_places(x.shape), seed) >> 16
+    noise = hashed(places(x.shape), seed) >> 16
     rounded = (bits + noise) & jnp.uint32(0xFFFF0000)
     rounded = jax.lax.bitcast_convert_type(rounded, jnp.float32).astype(jnp.bfloat16)
     # The largest number would become infinite by a carry, infinity and NaN another NaN.
@@ -90,7 +90,7 @@ def stochastically_rounded(
     return jnp.where(exact, rounded, x.astype(jnp.bfloat16))
 
 
-def _places(shape: tuple[int, ...]) -> Any:
+def places(shape: tuple[int, ...]) -> Any:
     """Return the place of every entry, counted modulo 2^32, axis by axis: shards stay apart."""
     places, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):

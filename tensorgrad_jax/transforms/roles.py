@@ -11,6 +11,7 @@ others: w(t) = w(1) (1 - b^t) / (1 - b) with b = w(2) / w(1) - 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -20,14 +21,16 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
+from tensorgrad_jax.transforms.eight_bits import EightBits, decoded
 from tensorgrad_jax.transforms.moment_dicts import MomentDicts
 
 Role = Literal["linear", "square"]
 
 # What cannot be tried, because its numbers are traced, is known by the type of its state.
-_KNOWN: dict[tuple[str, str], Role] = {
+KNOWN: dict[tuple[str, str], Role] = {
     ("EmaState", "ema"): "linear",
     ("MomentumState", "mu"): "linear",
+    ("MultiStepsState", "acc_grads"): "linear",
     ("ScaleByAdamState", "mu"): "linear",
     ("ScaleByAdamState", "nu"): "square",
     ("ScaleByAmsgradState", "mu"): "linear",
@@ -56,17 +59,20 @@ def roles(inner: optax.GradientTransformation) -> dict[str, Role | None]:
     with jax.ensure_compile_time_eval():
         found = {case: _moments_after(inner, steps) for case, steps in cases.items()}
         labels = list(found["zero"])
-        if any(isinstance(x, Tracer) for m in found.values() for x in m.values()):
+        moments = [x for m in found.values() for x in m.values()]
+        # Rounded to 8 bits three numbers are too coarse to tell.
+        if any(isinstance(x, Tracer | EightBits) for x in moments):
             return _by_type(inner)
         zero = {label: np.asarray(found["zero"][label], np.float64) for label in labels}
         change = lambda case, label: np.asarray(found[case][label], np.float64) - zero[label]
         found_roles: dict[str, Role | None] = {}
         for label in labels:
-            found_roles[label] = _role(lambda case, label=label: change(case, label))
+            found_roles[label] = role_of(lambda case, label=label: change(case, label))
         return found_roles
 
 
-def _role(change) -> Role | None:
+def role_of(change: Callable[[str], Any]) -> Role | None:
+    """Return a moment's role by how gradients g, -g, 2g, h and g+h change it, by these names."""
     # As close as moments in bfloat16 can be.
     close = lambda a, b: np.allclose(a, b, rtol=2e-2, atol=1e-2 * np.abs(b).max())
     if not np.any(change("g")):
@@ -94,7 +100,7 @@ def _by_type(inner) -> dict[str, Role | None]:
     moments = MomentDicts(state, [_NAME])
     field = lambda label: label.rsplit(".", 1)[-1]
     return {
-        label: _KNOWN.get((owner, field(label)))
+        label: KNOWN.get((owner, field(label)))
         for label, owner in zip(moments.labels, moments.owners, strict=True)
     }
 
@@ -122,4 +128,5 @@ def weights(
 
 
 def _number(moment: Any) -> Float[Array, ""]:
+    moment = decoded(moment) if isinstance(moment, EightBits) else moment
     return jnp.asarray(moment, jnp.float32).ravel()[0]

@@ -15,6 +15,7 @@ from flax import nnx
 from tensorgrad_jax.models import FNO, SpectralConv, tensor_specs
 
 import tensorgrad_jax as tg
+from tensorgrad_jax import hessian, subspaces
 
 from .runs import Case
 
@@ -44,6 +45,13 @@ def _forward(**options: Any) -> Any:
     given = {"n_modes": (2, 2), "in_channels": 1, "out_channels": 1, "hidden_channels": 4}
     given |= {"n_layers": 1, "rngs": nnx.Rngs(0)} | options
     return FNO(**given)(jnp.ones((1, 6, 6, 1)))
+
+
+_OPERATOR, _KEY = hessian.Dense(jnp.diag(jnp.arange(1.0, 9)), symmetric=True), jax.random.key(0)
+
+
+def _square(params: Any, batch: Any) -> Any:
+    return sum((jnp.mean(x) * params**2).sum() for x in jax.tree.leaves(batch)) + params.sum()
 
 
 # What is called, its arguments that are right, and what is done with the result.
@@ -86,6 +94,28 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[[Any], Any]]
         SpectralConv,
         {"in_channels": 1, "out_channels": 1, "n_modes": (2, 2), "rngs": nnx.Rngs(0)},
         lambda layer: layer(jnp.ones((1, 6, 6, 1))),
+    ),
+    "hvp_operator": (
+        hessian.hvp_operator, {"loss": _square, "params": jnp.ones(4), "data": jnp.ones((3, 4))},
+        lambda operator: operator.mm(jnp.eye(4)),
+    ),
+    "seigh": (hessian.seigh, {"operator": _OPERATOR, "key": _KEY, "outer": 3}, lambda x: x),
+    "block_lanczos": (
+        hessian.block_lanczos, {"operator": _OPERATOR, "key": _KEY, "k": 3}, lambda x: x
+    ),
+    "ssvd": (hessian.ssvd, {"operator": _OPERATOR, "key": _KEY, "outer": 3}, lambda x: x),
+    "a_posteriori_error": (
+        hessian.a_posteriori_error,
+        {"operator": _OPERATOR, "decomposition": hessian.seigh(_OPERATOR, _KEY, 3), "key": _KEY},
+        lambda x: x,
+    ),
+    "post_bounds": (hessian.post_bounds, {"n": 30, "error": 0.5}, lambda x: x),
+    "scree": (hessian.scree, {"values": [3.0, 1.0], "norm": 4.0, "error": 0.1}, lambda x: x),
+    "prio_hpars": (hessian.prio_hpars, {"shape": (9, 9), "budget": 100}, lambda x: x),
+    "Noise": (hessian.Noise, {"kind": "srft", "rows": 9, "columns": 4}, lambda x: x),
+    "overlap": (subspaces.overlap, {"A": jnp.eye(4)[:, :2], "B": jnp.eye(4)[:, 2:]}, lambda x: x),
+    "principal_angles": (
+        subspaces.principal_angles, {"A": jnp.eye(4)[:, :2], "B": jnp.eye(4)[:, 2:]}, lambda x: x
     ),
 }  # fmt: skip
 

@@ -1,0 +1,117 @@
+r"""What the bases of weights do during training: stability and mixing.
+
+A weight W = U Sigma V^H (seen as a matrix, tall) has the basis B = U V^H, its orthogonal polar
+factor: the nearest matrix with orthonormal columns. For two times t and s,
+
+    stability(t, s) = mean over j of cos(B_t[:, j], B_s[:, j]) = tr(B_t^H B_s) / n,
+
+in [-1, 1]. How the basis is mixed stands in R of W = Q R, diagonal positive. B is computed by
+Newton-Schulz iterations, products of matrices alone.
+
+Source: D. Coquelin et al., Harnessing Orthogonality to Train Low-Rank Neural Networks, arXiv
+2401.08505, section 3. How its figures map distances of R to similarities is in none of its files:
+`r_similarity` is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
+
+from tensorgrad_jax.oialr.low_rank import as_matrix
+from tensorgrad_jax.transforms.orthogonalize import TO_CONVERGENCE, polar_factors
+
+
+def polar_factor(kernel: Inexact[Array, ...], rows: int = 1) -> Inexact[Array, "m n"]:
+    """Return the basis B = U V^H of a kernel whose `rows` leading axes make up its rows.
+
+    Where the matrix has singular values of zero, also those of B are: it then is a partial
+    isometry. Singular values below a millionth of the norm are in between.
+    """
+    matrix = as_matrix(kernel, rows)
+    wide = jnp.promote_types(matrix.real.dtype, jnp.float32)
+    parts = [matrix.real, matrix.imag] if jnp.iscomplexobj(matrix) else [matrix]
+    stacked = jnp.stack([x.astype(wide) for x in parts])
+    with jax.default_matmul_precision("highest"):
+        factors = polar_factors(stacked, TO_CONVERGENCE, wide)
+    return jax.lax.complex(factors[0], factors[1]) if len(parts) == 2 else factors[0]
+
+
+def stability(before: Inexact[Array, "m n"], after: Inexact[Array, "m n"]) -> Float[Array, ""]:
+    """Return the stability of two bases, tr(B^H C) / (|B| |C|) with Frobenius norms.
+
+    Of bases of full rank that is tr(B^H C) / n; of low-rank weights, the cosine of what there is.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = jnp.array([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> b = polar_factor(w)
+        >>> [round(float(stability(b, c)), 3) for c in (b, -b, polar_factor(w[::-1]))]
+        [1.0, -1.0, 0.5]
+    """
+    inner = jnp.sum(before.conj() * after).real
+    norm = jnp.linalg.norm(before) * jnp.linalg.norm(after)
+    return jnp.where(norm > 0, inner / jnp.where(norm > 0, norm, 1), 0)
+
+
+def mixing(kernel: Inexact[Array, ...], rows: int = 1) -> Inexact[Array, "n n"]:
+    """Return R of W = Q R (of W^T where W is wide), with a positive diagonal, hence unique."""
+    matrix = as_matrix(kernel, rows)
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix = matrix.T
+    wide = jnp.promote_types(matrix.dtype, jnp.float32)
+    r = jnp.linalg.qr(matrix.astype(wide), mode="r")
+    diagonal = jnp.diagonal(r)
+    size = jnp.abs(diagonal)
+    phase = jnp.where(size > 0, diagonal / jnp.where(size > 0, size, 1), 1)
+    return phase.conj()[:, None] * r
+
+
+class RSimilarity(NamedTuple):
+    """How far two mixing matrices are apart.
+
+    Attributes:
+        similarity: 1 / (1 + |R_t - R_s|_F / |R_s|_F), in (0, 1].
+        distance: |R_t - R_s|_F.
+        columns: Euclidean distance of every column from its counterpart.
+    """
+
+    similarity: Float[Array, ""]
+    distance: Float[Array, ""]
+    columns: Float[Array, " n"]
+
+
+def r_similarity(before: Inexact[Array, "n n"], after: Inexact[Array, "n n"]) -> RSimilarity:
+    """Return similarity and distances of R at an earlier and a later time."""
+    columns = jnp.linalg.norm(after - before, axis=0)
+    distance, size = jnp.linalg.norm(columns), jnp.linalg.norm(before)
+    relative = distance / jnp.where(size > 0, size, 1)
+    return RSimilarity(1 / (1 + relative), distance, columns)
+
+
+class Observation(NamedTuple):
+    """Basis and mixing matrix of every kernel, by name."""
+
+    bases: dict[str, Any]
+    mixing: dict[str, Any]
+
+
+def observe(leaves: dict[str, Any], rows: dict[str, int]) -> Observation:
+    """Return bases and mixing matrices of the kernels whose rows are given."""
+    return Observation(
+        {name: polar_factor(leaves[name], n) for name, n in rows.items()},
+        {name: mixing(leaves[name], n) for name, n in rows.items()},
+    )
+
+
+def compare(before: Observation, after: Observation) -> dict[str, dict[str, Any]]:
+    """Return `stability`, `r_similarity` and `r_distance` of every kernel, by these words."""
+    found = {name: r_similarity(r, after.mixing[name]) for name, r in before.mixing.items()}
+    return {
+        "stability": {n: stability(b, after.bases[n]) for n, b in before.bases.items()},
+        "r_similarity": {n: x.similarity for n, x in found.items()},
+        "r_distance": {n: x.distance for n, x in found.items()},
+    }

@@ -1,0 +1,177 @@
+r"""Complex tensors between frozen Tucker factors: spectral weights of neural operators.
+
+A weight W of complex numbers with axes d_1, ..., d_n, stored as real and imaginary part along an
+axis 0, is held as
+
+    W = S x_1 U_1 ... x_n U_n,      U_i (d_i, p_i) real, orthonormal and frozen,
+
+and the complex core S is trained, as real and imaginary part like W. Axes may stay whole:
+frequencies usually do, and the two axes of channels have factors. A check turns each factor into
+the left singular vectors of the core's unfolding of that axis (HOSVD of the core), and cuts its
+rank by the rule for matrices. Ranks are per axis, the same for real and imaginary part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tensorgrad_jax.oialr.rank_rule import new_rank
+from tensorgrad_jax.projections import mode_products
+from tensorgrad_jax.projections.leading import PRECISION
+from tensorgrad_jax.projections.pairs import Pair
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("factors", "S", "rank"), meta_fields=("shape",)
+)
+@dataclasses.dataclass(frozen=True)
+class LowRankTensor:
+    """A complex tensor in Tucker form: a node of a tree of parameters.
+
+    Attributes:
+        factors: for every axis (d_i, p_i), zeros from its rank on; None: the axis is whole.
+        S: (2, p_1, ..., p_n), the core's real and imaginary part; None where it is kept elsewhere.
+        rank: int32 (n,), how many columns are alive.
+        shape: of the weight, (2, d_1, ..., d_n).
+    """
+
+    factors: Any
+    S: Any
+    rank: Any
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> list[int]:
+        """Physical sizes p_1, ..., p_n of the core."""
+        pairs = zip(self.factors, self.shape[1:], strict=True)
+        return [d if u is None else u.shape[1] for u, d in pairs]
+
+    def without_core(self) -> LowRankTensor:
+        """Return the frozen part."""
+        return dataclasses.replace(self, S=None)
+
+    def with_core(self, core: Any) -> LowRankTensor:
+        """Return this tensor with another core."""
+        return dataclasses.replace(self, S=core)
+
+    def weight(self) -> Float[Array, "2 ..."]:
+        """Return the weight. Differentiable."""
+        core = jax.lax.complex(self.S[0], self.S[1])
+        return mode_products.lift_to_parts(core, self.factors).astype(self.S.dtype)
+
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks of the axes that have factors."""
+        pairs = zip(self.factors, jax.device_get(self.rank).tolist(), strict=True)
+        return tuple(r for u, r in pairs if u is not None)
+
+    def alive(self) -> int:
+        """Return how many numbers of the core are alive."""
+        return 2 * math.prod(jax.device_get(self.rank).tolist())
+
+    def cut_rank(self, sigma_cutoff_fraction: float) -> tuple[LowRankTensor, ModesChange]:
+        """Rotate every factor, and cut its rank by the rule, see `low_rank.cut_rank`."""
+        finite = jnp.isfinite(self.S).all()
+        turns, ranks = [], []
+        for axis, u in enumerate(self.factors):
+            rank = self.rank[axis]
+            if u is None:
+                turns.append(None)
+                ranks.append(rank)
+                continue
+            turn, sigma = _turn(self.S, axis + 1, rank)
+            kept = jnp.where(finite, new_rank(sigma, rank, u.shape[0], sigma_cutoff_fraction), rank)
+            turn = jnp.where(jnp.arange(u.shape[1]) < kept, turn, 0)
+            turns.append(jnp.where(finite, turn, jnp.eye(u.shape[1], dtype=turn.dtype)))
+            ranks.append(kept)
+        change = ModesChange(tuple(turns))
+        times = lambda u, p: None if u is None else jnp.matmul(u, p, precision=PRECISION)
+        factors = tuple(map(times, self.factors, turns))
+        core = jnp.where(finite, change.linear(jnp.where(finite, self.S, 0)), self.S)
+        return LowRankTensor(factors, core, jnp.stack(ranks), self.shape), change
+
+    def shrunk(self, bucket: int) -> LowRankTensor:
+        """Return the tensor with the smallest core of multiples of `bucket`."""
+        ranks = jax.device_get(self.rank).tolist()
+        fit = lambda r, p: min(p, -(-r // bucket) * bucket)
+        sizes = [
+            p if u is None else fit(r, p)
+            for u, r, p in zip(self.factors, ranks, self.size, strict=True)
+        ]
+        factors = tuple(
+            None if u is None else u[:, :p] for u, p in zip(self.factors, sizes, strict=True)
+        )
+        core = None if self.S is None else self.S[(slice(None), *(slice(p) for p in sizes))]
+        return LowRankTensor(factors, core, self.rank, self.shape)
+
+
+class ModesChange(NamedTuple):
+    """How the coordinates of a tensor change: matrices (d_i, p_i) per axis behind the first.
+
+    Attributes:
+        matrices: one per axis; None leaves it.
+    """
+
+    matrices: tuple[Any, ...]
+
+    def linear(self, moment: Any) -> Any:
+        """Return a linear moment in the new coordinates: every axis times P_i^T."""
+        return _times_each(moment, self.matrices)
+
+    def squares(self, moment: Any) -> Any:
+        """Return a mean of squares in the new coordinates: every axis times (P_i^2)^T."""
+        return _times_each(moment, [None if p is None else p**2 for p in self.matrices])
+
+
+def factor_tensor(weight: Float[Array, "2 ..."], shares: Sequence[float]) -> LowRankTensor:
+    """Return the truncated HOSVD of a weight of real and imaginary part.
+
+    Args:
+        weight: (2, d_1, ..., d_n).
+        shares: for every axis the share of its size that is kept, at least one; 1: it stays whole.
+    """
+    dims = weight.shape[1:]
+    ranks = [max(1, int(share * d)) for share, d in zip(shares, dims, strict=True)]
+    wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    factors = mode_products.sequentially_truncated(Pair(wide), ranks, real_factors=True)
+    core = mode_products.project(Pair(wide), factors)
+    S = jnp.stack([core.real, core.imag]).astype(weight.dtype)
+    return LowRankTensor(factors, S, jnp.array(ranks, jnp.int32), tuple(weight.shape))
+
+
+def change_of_factoring(x: LowRankTensor) -> ModesChange:
+    """Return how moments of the weight become those of the core."""
+    return ModesChange(tuple(x.factors))
+
+
+def _times_each(x: Array, matrices: Sequence[Any]) -> Array:
+    result = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for axis, p in enumerate(matrices, start=1):
+        if p is not None:
+            moved = jnp.tensordot(result, p, axes=(axis, 0), precision=PRECISION)
+            result = jnp.moveaxis(moved, -1, axis)
+    return result.astype(x.dtype)
+
+
+def _turn(core: Array, axis: int, rank: Array) -> tuple[Array, Array]:
+    """Return the left singular vectors of an unfolding, and the singular values, in order."""
+    wide = core.astype(jnp.promote_types(core.dtype, jnp.float32))
+    largest = jnp.max(jnp.abs(wide))  # squares leave float32's range before cores do
+    scale = jnp.where(largest > 0, largest, 1)
+    unfolded = jnp.moveaxis(wide / scale, axis, 0).reshape(core.shape[axis], -1)
+    gram = jnp.matmul(unfolded, unfolded.T, precision=PRECISION)
+    alive = jnp.arange(len(gram)) < rank
+    gram = jnp.where(alive[:, None] & alive, gram, 0)
+    # What is dead comes first in the order and stays the unit vectors that it is.
+    above = 2 * jnp.trace(gram) + 1
+    values, vectors = jnp.linalg.eigh(gram + jnp.diag(jnp.where(alive, 0, above)))
+    dead = len(gram) - rank
+    inward = lambda x: jnp.where(alive, jnp.roll(jnp.flip(x, -1), -dead, axis=-1), 0)
+    return inward(vectors), scale * jnp.sqrt(jnp.maximum(inward(values), 0))
