@@ -13,6 +13,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("darcy", "burgers", "ns")
@@ -120,8 +121,12 @@ def draw(rows: list[Row], path: Path) -> None:
             curves = [[point[1] for point in r["curve"]] for r in best(rows, task, setting)]
             means = [mean(values) for values in zip(*curves, strict=True)]
             lower.plot(range(1, len(means) + 1), means, **style)
-        upper.set(title=task, xscale="log", yscale="log", xlabel="learning rate")
+        upper.set(title=task, xscale="log", xlabel="learning rate")
+        tried = sorted({r["rate"] for r in rows if r["task"] == task})
+        upper.set_xticks(tried, [f"{rate:g}" for rate in tried])
+        upper.xaxis.set_minor_locator(NullLocator())
         lower.set(yscale="log", xlabel="epoch, at the setting's own rate")
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[:, 0]:
         axis.set_ylabel("relative L2 on validation samples")
     axes[0][0].legend(fontsize=7)
