@@ -8,8 +8,9 @@ with its Hessian, in one block and by curvlinops in one block and one by one (te
 the eigendecompositions of 50 values from about 100 products, beside skerch's on curvlinops'
 operator, scipy's eigsh and, if it is installed, matfree's Lanczos on our products. First calls,
 with compilation, are timed in processes of their own, as is a neural operator of a million
-parameters, whose parts are timed one by one. On a machine with other work OPENBLAS_NUM_THREADS=1
-is worth a great deal: a QR decomposition's threads spin while they wait for each other. Prints tables, writes results/<device>/hessian.json.
+parameters, whose parts are timed one by one. On a machine with other work set
+OPENBLAS_NUM_THREADS=1: the threads of a QR decomposition spin while they wait for each other.
+Prints tables, writes results/<device>/hessian.json.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ def neural_operator() -> None:
     }
     runs = {name: f for name, (_, f) in parts.items()} | {"gradient": timed(gradient, H.params)}
     times = {name: statistics.median(x) for name, x in by_turns(runs, 2).items()}
-    memory = jax.jit(H.mm).lower(X).compile().memory_analysis()
+    memory = jax.jit(H.product).lower(H.params, X).compile().memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     facts = {
         "D": D,
