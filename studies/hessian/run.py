@@ -259,9 +259,7 @@ def plot(rows: list[dict], optimizers: list[str], folder: Path) -> None:
             capsize=2,
         )
     axis.axhline(1, color="k", ls="--", lw=1, label="chance")
-    axis.set_xticks(
-        place, [n.replace(", ", ",\n").replace("5% ", "5%\n") for n in NAMES], fontsize=8
-    )
+    axis.set_xticks(place, [n.replace(" ", "\n") for n in NAMES], fontsize=8)
     axis.set(
         yscale="log",
         ylabel=f"share of the top {K} eigenvectors' mass\non spectral weights / chance",
