@@ -152,7 +152,12 @@ def train_and_measure(root: str, results: Path) -> None:
                 row = labels | {name: summary[name] for name in ("train_loss", "tests")}
                 row |= measured(folder_of_run, root, seed)
             with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(rounded(row)) + "\n")
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with five digits of every number."""
+    return jax.tree.map(lambda x: float(f"{x:.5g}") if isinstance(x, float) else x, row)
 
 
 def read(results: Path) -> list[dict[str, Any]]:
