@@ -1,6 +1,6 @@
 """curvlinops and skerch 0.6 for hessian.py, in an interpreter that has them and torch.
 
-    PYTHON hessian_peer.py FILE SKERCH     reads names from stdin, prints milliseconds
+    PYTHON hessian_peer.py FILE SKERCH     reads names from stdin, prints milliseconds, of CPUs too
 
 FILE holds weights, biases, examples and columns; SKERCH is the folder of the package skerch 0.6.
 The names: block (all columns at once), single (ten of them one by one), seigh (50/100). What they
@@ -59,11 +59,11 @@ def main():
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         name = line.strip()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         result = runs[name]()
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         np.save(path.with_name(f"result_{name}.npy"), result.detach().numpy())
-        print(json.dumps({"ms": 1e3 * seconds}), flush=True)
+        print(json.dumps({"ms": 1e3 * seconds, "cpu_ms": 1e3 * cpu}), flush=True)
 
 
 if __name__ == "__main__":
