@@ -1,8 +1,4 @@
-"""Images and labels: handwritten digits, which lie beside this file, or CIFAR-10 where it is.
-
-digits.npz holds the 1,797 images of `sklearn.datasets.load_digits` (8 x 8, 0 to 16; the test set of
-E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998).
-"""
+"""Images and labels: the package's handwritten digits, or CIFAR-10 where it is."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+from tensorgrad_jax.data.digits import digits
 
 
 class Pictures(NamedTuple):
@@ -25,10 +21,7 @@ class Pictures(NamedTuple):
 def load(dataset: str, folder: str | None = None) -> tuple[Pictures, Pictures]:
     """Return training and test set; a ValueError says what is missing."""
     if dataset == "digits":
-        file = np.load(HERE / "digits.npz")
-        images, labels = file["images"][..., None].astype(np.float32), file["labels"]
-        train = np.arange(len(labels)) % 5 != 4  # every fifth image is for the test
-        parts = [(images[train], labels[train]), (images[~train], labels[~train])]
+        parts = [(part.images[..., None], part.labels) for part in digits(test_every=5)]
     elif dataset == "cifar10":
         parts = _cifar10(Path(folder or "data") / "cifar-10-batches-py")
     else:
