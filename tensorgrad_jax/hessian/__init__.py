@@ -18,7 +18,7 @@ Any loss of real parameters will do: plain JAX, Flax, an FNO. `python -m tensorg
 does the same in steps that many machines share: train and record parameters, measure columns of a
 sketch into HDF5 files, solve, compare; see docs/hessian.md.
 
-What it costs: a product with the Hessian costs about two gradients; a block of them is computed
+What it costs: a product with the Hessian costs two to four gradients; a block of them is computed
 at once. Memory: D times the number of columns that are kept.
 
 When not to use it: `seigh` needs decaying eigenvalues, its error is at best that of cutting them

@@ -30,8 +30,9 @@ def hvp_operator(
         H = d^2/dw^2 (1/N) sum_n loss_n(w),    H v = d/dt gradient(w + t v) at t = 0
 
     The gradient is linearised once per chunk of the data; all columns of a block then share the
-    forward pass and its derivatives, and are products of matrices. A product costs about as much
-    as two gradients. Where the loss does not ask for a precision of its matrix products itself,
+    forward pass and its derivatives, and are products of matrices. A product costs about two
+    gradients, or four where the activations of a block leave the caches: then columns one by one
+    (`block_size=1`, still of one linearisation) are faster. Where the loss does not ask for a precision of its matrix products itself,
     they are taken in full precision.
 
     Args:
