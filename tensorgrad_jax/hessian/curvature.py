@@ -32,8 +32,8 @@ def hvp_operator(
     The gradient is linearised once per chunk of the data; all columns of a block then share the
     forward pass and its derivatives, and are products of matrices. A product costs about two
     gradients, or four where the activations of a block leave the caches: then columns one by one
-    (`block_size=1`, still of one linearisation) are faster. Where the loss does not ask for a precision of its matrix products itself,
-    they are taken in full precision.
+    (`block_size=1`, still of one linearisation) are faster. Where the loss does not ask for a
+    precision of its matrix products itself, they are taken in full precision.
 
     Args:
         loss: of parameters and a batch: the *mean* over the batch's examples of a loss of each.
