@@ -104,9 +104,7 @@ def per_example(
         problem = setting.problem(arguments)
         if check_independence:
             problem.check_independent(loss_reduction)
-        total, gradients, result = problem.solved()
-        if loss_reduction == "mean":
-            total, gradients = total / problem.n, [g / problem.n for g in gradients]
+        total, gradients, result = problem.solved(loss_reduction == "mean")
         return total, jax.tree.unflatten(problem.structure, gradients), result
 
     return reduced
@@ -343,8 +341,8 @@ class _Problem:
         cost = f"one more {names[0]}, of squares" if by_rule else some
         return Row(leaf.path, leaf.shape, "fast", names, rule, cost)
 
-    def solved(self) -> tuple[Array, list[Array], Any]:
-        """Return the sum of losses, of gradients, and the reduction."""
+    def solved(self, mean: bool) -> tuple[Array, list[Array], Any]:
+        """Return the sum, or mean, of losses, of gradients, and the reduction."""
         reduction, method = self.setting.reduction, self.setting.method
         if reduction.of_terms and method == "exact":
             raise ValueError(
@@ -357,6 +355,8 @@ class _Problem:
         if method == "exact":
             every = range(len(self.leaves))
             total, gradients, parts = self._exact(values, batch, operands, every)
+            if mean:
+                total, gradients = total / self.n, [g / self.n for g in gradients]
         else:
             analysis = self.analysis()
             rows = self._rows(analysis)
@@ -364,7 +364,7 @@ class _Problem:
             if slow and (method == "fast" or reduction.of_terms):
                 raise ValueError(_refusal(rows[slow[0]], reduction))
             fast = [i for i in range(len(rows)) if i not in slow]
-            total, gradients, parts = self._fast(analysis, values, batch, operands, fast)
+            total, gradients, parts = self._fast(analysis, values, batch, operands, fast, mean)
             if slow:
                 more = self._exact(values, batch, operands, slow)[2]
                 if reduction.adds_leaves:
@@ -388,9 +388,15 @@ class _Problem:
             setting.microbatch_size,
         )
 
-    def _fast(self, analysis, values, batch, operands, reduced):
+    def _fast(self, analysis, values, batch, operands, reduced, mean):
         reduction = self.setting.reduction
-        taps = self._taps(reduced)
+        dtypes = [jnp.result_type(x) for x in (*values, *batch)]
+        narrow = any(jnp.issubdtype(d, jnp.inexact) and jnp.finfo(d).bits < 32 for d in dtypes)
+        # Losses that begin with 1/n make means without a pass over gradients. Features of examples
+        # are to have the gradients' own bits; in half precision 1/n may be no number.
+        first = mean and not narrow and reduction.weight(self.n) != 1.0
+        factor = 1 / self.n if first else 1.0
+        taps = dataclasses.replace(self._taps(reduced), scale=reduction.weight(self.n) / factor)
         examples = [x[:, None] for x in batch]
 
         def summed(values, probes):
@@ -399,11 +405,14 @@ class _Problem:
             (losses,) = evaluate(analysis, inputs, every, dict(enumerate(operands)), taps)
             wide = jnp.promote_types(jnp.result_type(losses), jnp.float32)
             losses = jnp.asarray(losses, wide)
-            return losses.sum() if losses.shape else self.n * losses
+            total = losses.sum() if losses.shape else self.n * losses
+            return total * factor if first else total
 
         probed = [0] if reduction.adds_leaves and reduced else reduced
         probes = {i: self._probe(operands, i) for i in probed}
         total, (gradients, parts) = jax.value_and_grad(summed, (0, 1))(values, probes)
+        if mean and not first:
+            total, gradients = total / self.n, [g / self.n for g in gradients]
         return total, gradients, parts
 
     def _taps(self, reduced: Sequence[int]) -> Taps:

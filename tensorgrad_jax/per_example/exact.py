@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from tensorgrad_jax.per_example.chunks import chunk_size, over_chunks
-from tensorgrad_jax.per_example.reductions import Leaf, Reduction
+from tensorgrad_jax.per_example.reductions import Leaf, Reduction, weighted
 
 
 def exact(
@@ -52,7 +52,7 @@ def exact(
         chosen = [values[i] for i in reduced]
         losses, gradients = jax.vmap(jax.value_and_grad(of_one), (None, 0))(chosen, examples)
         parts = {
-            i: reduction.reduce(leaves[i], operands[i], g)
+            i: reduction.reduce(leaves[i], operands[i], weighted(g, reduction.weight(n)))
             for i, g in zip(reduced, gradients, strict=True)
         }
         if reduction.adds_leaves:

@@ -32,7 +32,7 @@ from tensorgrad_jax.per_example.chunks import (
     over_chunks,
 )
 from tensorgrad_jax.per_example.program import Operation, Variable, read, run, scan_counts
-from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares
+from tensorgrad_jax.per_example.reductions import Leaf, Reduction, Squares, weighted
 from tensorgrad_jax.per_example.rules import Rule, positions_of_dot, rule_for, rule_for_terms
 from tensorgrad_jax.per_example.slabs import Slabs, is_dense, outer_factors, slabs_of
 from tensorgrad_jax.per_example.uses import Analysis, Nested, Use
@@ -48,6 +48,7 @@ class Taps:
         reduced: the leaves that are reduced here.
         n: number of examples.
         microbatch_size: how many to differentiate at a time, or None.
+        scale: what cotangents are multiplied by to be those of the gradients to reduce.
     """
 
     reduction: Reduction
@@ -55,6 +56,7 @@ class Taps:
     reduced: frozenset[int]
     n: int
     microbatch_size: int | None
+    scale: float = 1.0
 
 
 def how(use: Use, leaf: Leaf, taps: Taps) -> str | None:
@@ -158,9 +160,9 @@ def _from_factors(use: Use, taps: Taps):
     leaf = taps.leaves[use.leaves[0]]
     if taps.reduction.of_terms:
         rule = rule_for_terms(use)
-        return None if rule is None else _by_rule(use, rule, leaf)
+        return None if rule is None else _by_rule(use, rule, leaf, taps)
     if isinstance(taps.reduction, Squares) and (found := rule_for(use)):
-        return _by_rule(use, found[0], leaf)
+        return _by_rule(use, found[0], leaf, taps)
     if _is_outer(use, leaf, taps):
         return _by_outer_products(use, leaf, taps.reduction)
     slabs = _slabs(use, leaf, taps)
@@ -216,7 +218,7 @@ _PARTS = 8
 _SMALL = 2**16
 
 
-def _by_rule(use: Use, rule: Rule, leaf: Leaf):
+def _by_rule(use: Use, rule: Rule, leaf: Leaf, taps: Taps):
     """Reduce to squares by a rule of the primitive, then through the view of the parameter."""
     index = use.leaves[0]
 
@@ -227,7 +229,7 @@ def _by_rule(use: Use, rule: Rule, leaf: Leaf):
         def squares_of(arrays):
             given = iter(arrays[0])
             values = [next(given) if b else x for x, b in zip(ins, use.is_batched, strict=True)]
-            return rule(use, values, arrays[1])
+            return rule(use, values, weighted(arrays[1], taps.scale))
 
         batched = [x for x, b in zip(ins, use.is_batched, strict=True) if b]
         if d.size <= _SMALL:
@@ -342,7 +344,8 @@ def _by_gradients(use: Use, parameters, taps: Taps):
 
 
 def _reduced(taps: Taps, leaf: int, operands, gradients):
-    return taps.reduction.reduce(taps.leaves[leaf], operands[leaf], gradients[leaf])
+    own = weighted(gradients[leaf], taps.scale)
+    return taps.reduction.reduce(taps.leaves[leaf], operands[leaf], own)
 
 
 def _wide_sum(g: Array) -> Array:

@@ -61,6 +61,15 @@ class Reduction(abc.ABC):
         """Whether it needs the single terms of a gradient, which rules of primitives alone have."""
         return False
 
+    def weight(self, n: int) -> float:
+        """Return what the gradients of n examples are multiplied by before they are reduced.
+
+        A mean of squares is the sum of squares of gradients over sqrt(n): weighting cotangents,
+        which are small, costs nothing, where dividing the result is one more pass over it.
+        """
+        del n
+        return 1.0
+
     def operands(self, leaves: Sequence[Leaf], structure: Any) -> list[Any]:
         """Return the arrays that `reduce` needs, for every leaf.
 
@@ -112,7 +121,7 @@ class Reduction(abc.ABC):
 
     @abc.abstractmethod
     def reduce(self, leaf: Leaf, operands: Any, gradients: Inexact[Array, "n ..."]) -> Any:
-        """Reduce the gradients of n examples with respect to one parameter."""
+        """Reduce the gradients of n examples, with their weight, with respect to one parameter."""
 
     def combine(self, results: Sequence[Any], structure: Any, n: int) -> Any:
         """Return the reduction of all n examples from those of the leaves.
@@ -128,6 +137,13 @@ def wide(dtype: Any) -> Any:
     return jnp.finfo(jnp.promote_types(dtype, jnp.float32)).dtype
 
 
+def weighted(gradients: Any, weight: float) -> Any:
+    """Return gradients times a weight, in float32 or wider unless it is 1."""
+    if weight == 1.0:
+        return gradients
+    return gradients.astype(jnp.promote_types(gradients.dtype, jnp.float32)) * weight
+
+
 def summed_squares(gradients: Shaped[Array, "n ..."]) -> Array:
     """Return sum_n |g_n|^2, real, in float32 or wider."""
     g = gradients.astype(jnp.promote_types(gradients.dtype, jnp.float32))
@@ -138,10 +154,6 @@ def summed_squares(gradients: Shaped[Array, "n ..."]) -> Array:
 def _check_choice(owner: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{owner}: {name} must be one of {allowed}, got {value!r}")
-
-
-def _normalised(total: Array, n: int, normalisation: str) -> Array:
-    return total / (n if normalisation == "mean" else n * n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,15 +186,14 @@ class Squares(Reduction):
         """Whether terms are squared by themselves."""
         return self.granularity == "token"
 
+    def weight(self, n: int) -> float:
+        """Return 1 / sqrt(n), or 1 / n."""
+        return 1 / n if self.normalisation == "backpack" else 1 / math.sqrt(n)
+
     def reduce(self, leaf: Leaf, operands: Any, gradients: Inexact[Array, "n ..."]) -> Array:
         """Return the sum of squares."""
         del leaf, operands
         return summed_squares(gradients)
-
-    def combine(self, results: Sequence[Any], structure: Any, n: int) -> Any:
-        """Return the mean of squares, a tree like the parameters."""
-        means = [_normalised(total, n, self.normalisation) for total in results]
-        return jax.tree.unflatten(structure, means)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,6 +231,10 @@ class InSubspace(Reduction):
             for basis, spec in zip(bases, specs, strict=True)
         ]
 
+    def weight(self, n: int) -> float:
+        """Return 1 / sqrt(n)."""
+        return 1 / math.sqrt(n)
+
     def reduce(self, leaf: Leaf, operands: Any, gradients: Inexact[Array, "n ..."]) -> Any:
         """Return the sum of squared compact gradients."""
         if operands is None:
@@ -227,10 +242,6 @@ class InSubspace(Reduction):
         view = LeafProjection(self.projection, operands.spec, leaf.shape, leaf.dtype, leaf.path)
         project = lambda g: view.project(view.to_tensor(g), operands.basis)
         return jax.tree.map(summed_squares, jax.vmap(project)(gradients))
-
-    def combine(self, results: Sequence[Any], structure: Any, n: int) -> Any:
-        """Return means, a tree of compact forms."""
-        return jax.tree.unflatten(structure, jax.tree.map(lambda total: total / n, list(results)))
 
 
 @jax.tree_util.register_dataclass
