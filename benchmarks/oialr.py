@@ -5,14 +5,14 @@
 Training steps (AdamW) of two blocks of a vision transformer, and of an operator whose spectral
 weights are cores with that share of the channels. The peer is the original in PyTorch: an
 interpreter with torch, and a checkout of Helmholtz-AI-Energy/OIALR. Milliseconds are medians over
-the rounds; MiB what the compiled step holds beside its arguments.
+the rounds; MiB what the compiled step holds beside its arguments. Writes
+results/<device>/oialr.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import subprocess
 import sys
 import time
@@ -30,7 +30,7 @@ from tensorgrad_jax.oialr.low_rank import factor
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "studies" / "oialr"))
-from interleaved import by_turns, summary, table  # noqa: E402
+from interleaved import by_turns, summary, table, write  # noqa: E402
 from networks import Encoder  # noqa: E402
 
 TOKENS, BATCH, HEADS, BLOCKS = 64, 8, 4, 2
@@ -115,7 +115,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--operator_width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
     arguments = parser.parse_args()
     if (arguments.peer is None) != (arguments.checkout is None):
         parser.error("--peer and --checkout belong together")
@@ -141,8 +140,8 @@ def main() -> None:
     print("\n| | trained | MiB |\n|---|---|---|")
     for name, fact in facts.items():
         print(f"| {name} | {fact['trained']} | {fact['mib']:.0f} |")
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    sizes = {"width": arguments.width, "operator width": arguments.operator_width}
+    write("oialr", sizes | {"rounds": arguments.rounds, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ THOROUGH = {
         "test_optimizers[tensorgrad, gaps that grow]",
         "test_projected_adamw[MatrixLowRank full]",
     ),
+    "test_hessian.py": ("test_families_of_skerch_hold_its_tolerances",),
     "test_hessian_files.py": (
         "test_the_sequence_of_commands_ends_with_the_solution",
         "test_workers_of_one_machine_measure_and_solve",
@@ -157,6 +158,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in NEWEST and item.name not in NOT_NEWEST:
             item.add_marker(pytest.mark.newest)
-        if item.name in THOROUGH.get(item.path.name, ()):
+        # An entry without brackets stands for all cases of a test.
+        names = (item.name, item.name.partition("[")[0])
+        if any(name in THOROUGH.get(item.path.name, ()) for name in names):
             item.add_marker(pytest.mark.thorough)
     items.sort(key=lambda item: item.path.name != "test_train.py")

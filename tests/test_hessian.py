@@ -266,6 +266,48 @@ def test_families_of_matrices_are_recovered(kind, dtype, tolerance, psd, noise):
     assert found.values.dtype == dtype
 
 
+def of_skerch(kind, decay, n, rank, *, psd, symmetric):
+    """A matrix of skerch's `SynthMat`, and its singular values: ones, then a decay."""
+    rng = np.random.default_rng(0)
+    after = np.arange(1, n - rank + 1)
+    values = np.ones(n)
+    values[rank:] = 10.0 ** (-decay * after) if kind == "exp" else (after + 1.0) ** -decay
+    if kind == "lowrank":
+        values[rank:] = 0
+    if not psd:
+        values[rank:] *= rng.choice([-1, 1], n - rank)
+    U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    A = (U * values) @ (U if symmetric else V).T
+    if kind == "lowrank":
+        noise = rng.standard_normal((n, n)) * decay / n
+        A = A + ((noise + noise.T) / np.sqrt(2) if symmetric else noise)
+    return A, np.linalg.svd(A, compute_uv=False)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("psd", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("kind", "decay"), [
+    ("exp", 0.5), ("exp", 0.1), ("poly", 4), ("poly", 2), ("lowrank", 1e-3), ("lowrank", 1e-2),
+])  # fmt: skip
+def test_families_of_skerch_hold_its_tolerances(kind, decay, symmetric, psd, dtype):
+    """Those of its own tests: 2 r values to 1e-7, 1e-3 or 3e-3, the residual's energy to 5%."""
+    n, rank, outer, inner = 500, 10, 100, 300
+    A, values = of_skerch(kind, decay, n, rank, psd=psd, symmetric=symmetric)
+    operator = hessian.Dense(A.astype(dtype), symmetric=symmetric)
+    of = hessian.seigh if symmetric else hessian.ssvd
+    found = of(operator, KEY, outer, inner)
+    tolerance = {"exp": 1e-3 if dtype == np.float32 else 1e-7, "poly": 3e-3}
+    found_values = np.abs(found.values[: 2 * rank])
+    if kind in tolerance:
+        np.testing.assert_allclose(found_values, values[: 2 * rank], atol=tolerance[kind])
+    rest = A - found.operator().mm(jnp.eye(n, dtype=dtype))
+    assert np.sum(np.asarray(rest) ** 2) <= 0.05 * np.sum(A**2)
+    error = hessian.a_posteriori_error(operator, found, jax.random.key(5), 30)
+    true = np.sum(np.asarray(rest, np.float64) ** 2)
+    assert 0 <= error.difference[0] <= 2 * true + 1e-6
+
+
 @pytest.mark.parametrize("recovery", ["nystrom", "singlepass"])
 def test_recoveries_for_positive_operators(recovery):
     A, _ = decaying(120, "exp", psd=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from tqdm import tqdm
 
 from tensorgrad_jax.hessian.curvature import hvp_operator
 from tensorgrad_jax.hessian.decompositions import Eigh, seigh
@@ -89,7 +91,7 @@ def exact(operator: LinearOperator) -> tuple[np.ndarray, np.ndarray]:
     """
     n = operator.shape[0]
     matrix = np.empty((n, n))
-    for start in range(0, n, _COLUMNS):
+    for start in tqdm(range(0, n, _COLUMNS), "columns", disable=not sys.stderr.isatty()):
         width = min(_COLUMNS, n - start)
         columns = jnp.arange(width)
         eye = jnp.zeros((n, width), operator.dtype).at[start + columns, columns].set(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from tqdm import tqdm
 
 from tensorgrad_jax.hessian.problems import Problem
 from tensorgrad_jax.hessian.records import Log, ParameterFile, timestamp
@@ -196,6 +198,7 @@ def trained(
         return jax.tree.map(lambda p, g: p - rate * g, params, gradient), loss
 
     n, params, step = len(jax.tree.leaves(problem.train)[0]), problem.params, 0
+    bar = tqdm(total=last, desc="training", unit="step", disable=not sys.stderr.isatty())
     epoch = 0
     while True:
         epoch += 1
@@ -205,8 +208,10 @@ def trained(
             after, loss = update(params, jax.tree.map(lambda x: x[chosen], problem.train))  # noqa: B023
             yield step, (epoch if i == 0 else None), params, float(loss)
             if step == last:
+                bar.close()
                 return
             params, step = after, step + 1
+            bar.update()
 
 
 def _scores(problem: Problem, params: Any) -> dict[str, float]:

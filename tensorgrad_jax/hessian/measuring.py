@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from tqdm import tqdm
 
 from tensorgrad_jax.hessian import layout
 from tensorgrad_jax.hessian.curvature import Curvature, hvp_operator
@@ -128,7 +130,8 @@ def measure(settings: Measure, problem_of: ProblemOf) -> int:
     right, left = (Noise(settings.NOISE, what.size, inner) for _ in range(2))
     key_right, key_left = what.keys()
     done = 0
-    for start in range(0, len(settings.MEASUREMENT_IDXS), settings.BLOCK_SIZE):
+    starts = range(0, len(settings.MEASUREMENT_IDXS), settings.BLOCK_SIZE)
+    for start in tqdm(starts, "blocks of columns", disable=not sys.stderr.isatty()):
         block = settings.MEASUREMENT_IDXS[start : start + settings.BLOCK_SIZE]
         with layout.claimed(folder, block) as mine:
             todo = [i for i in mine if not finished(folder, i, settings, of)]

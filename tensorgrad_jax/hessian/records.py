@@ -9,12 +9,14 @@ import ast
 import datetime
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
 from tensorgrad_jax.hessian.layout import LayoutError
 
@@ -46,7 +48,9 @@ class Log:
         line = json.dumps([now, [header, body]])
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        print(line if len(line) < 300 else line[:297] + "...", flush=True)
+        # Above a progress bar, where there is one.
+        tqdm.write(line if len(line) < 300 else line[:297] + "...")
+        sys.stdout.flush()
 
 
 def read_log(path: Path, headers: Iterable[str] | None = None) -> list[tuple[str, Any]]:
