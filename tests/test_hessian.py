@@ -241,14 +241,13 @@ def relative_error(A, found):
     return np.linalg.norm(A - (V * np.asarray(found.values)) @ V.conj().T) / np.linalg.norm(A)
 
 
-@pytest.mark.parametrize("noise", ["srft", "gaussian", "rademacher"])
-@pytest.mark.parametrize("psd", [True, False])
+@pytest.mark.parametrize("noise", ["srft", "rademacher"])
 @pytest.mark.parametrize(("kind", "dtype", "tolerance"), [
     ("lowrank", np.float64, 1e-12), ("lowrank", np.float32, 1e-4),
     ("exp", np.float64, 1e-7), ("exp", np.float32, 1e-3), ("poly", np.float64, 3e-2),
 ])  # fmt: skip
-def test_families_of_matrices_are_recovered(kind, dtype, tolerance, psd, noise):
-    A, values = decaying(120, kind, psd=psd)
+def test_families_of_matrices_are_recovered(kind, dtype, tolerance, noise):
+    A, values = decaying(120, kind, psd=False)
     operator = hessian.Dense(A.astype(dtype), symmetric=True)
     n = 40
     for found in (

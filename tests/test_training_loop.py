@@ -71,10 +71,14 @@ def test_a_stop_leaves_a_training_that_goes_on(two_epochs, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return original(source, batch_size, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "batches", interrupted)
-        with pytest.raises(InterruptedRunError, match=r"^stopped after step 0$"):
-            stopped.fit(2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "batches", interrupted)
+            with pytest.raises(InterruptedRunError, match=r"^stopped after step 0$"):
+                stopped.fit(2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     stopped.fit(2)
     assert same(stopped.state, two_epochs.state)
 

@@ -30,7 +30,7 @@ def chain_is_cheaper(m: int, n: int, size: int, positions: int) -> bool:
         positions: how many vectors are multiplied: tokens, pixels, samples.
 
     Examples:
-        >>> [chain_is_cheaper(768, 768, size, 2048) for size in (384, 256, 96)]
+        >>> [chain_is_cheaper(768, 768, size, 8192) for size in (384, 256, 96)]
         [False, True, True]
     """
     return chain_products(m, n, size, positions) < dense_products(m, n, size, positions)

@@ -94,7 +94,7 @@ def per_example(
         >>> loss = lambda w, batch: jnp.mean(batch @ w)
         >>> batch = jnp.array([[1.0, 2.0], [3.0, -2.0]])
         >>> value, gradient, squares = per_example(loss, Squares())(jnp.ones(2), batch)
-        >>> gradient.tolist(), squares.tolist()
+        >>> gradient.tolist(), squares.round(5).tolist()
         ([2.0, 0.0], [5.0, 4.0])
     """
     setting = _setting(fun, reduction, argnums, batch_argnums, microbatch_size, method)

@@ -52,7 +52,7 @@ def value_and_grads(
         >>> batch = jnp.array([[1.0, 2.0], [3.0, -2.0]])
         >>> (value, outputs), gradient, squares = value_and_grads(loss, has_aux=True)(
         ...     jnp.ones(2), batch)
-        >>> outputs.tolist(), squares.tolist()
+        >>> outputs.tolist(), squares.round(5).tolist()
         ([3.0, 1.0], [5.0, 4.0])
     """
     reduced = per_example(
