@@ -64,6 +64,7 @@ NOT_NEWEST = ("test_a_run_stopped_by_a_signal_continues_exactly[8]",)
 THOROUGH = {
     "test_composability.py": (
         "test_masked_and_partition[tensorgrad]",
+        "test_scan_eval_shape_and_struct_init[tensorgrad]",
         "test_sharded_parameters_have_stable_shardings[tensorgrad]",
     ),
     "test_docs.py": ("test_programs_run[docs/truegrad.md]",),
@@ -116,7 +117,7 @@ THOROUGH = {
         "test_a_wrapped_model_trains_through_conversion_and_checks",
         "test_layers_of_ones_own_are_their_own",
     ),
-    "test_oialr_study.py": ("test_a_short_run_and_its_test",),
+    "test_oialr_study.py": ("*",),
     "test_oialr_tensors.py": (
         "test_a_check_turns_factors_and_cuts",
         "test_an_operator_trains_with_cores[adamw]",
@@ -153,14 +154,10 @@ THOROUGH = {
         "test_a_run_stopped_by_a_signal_continues_exactly[5]",
         "test_half_precision",
     ),
-    "test_train_low_rank.py": (
-        "test_a_run_continues_exactly_across_ranks[2]",
-        "test_a_run_continues_exactly_across_ranks[11]",
-        "test_adamw_trains_cores_too",
-        "test_the_model_holds_the_weights_made_of_the_cores",
-    ),
+    "test_train_low_rank.py": ("*",),
     "test_trak_run.py": (
         "test_every_kind[kron]",
+        "test_the_hessian_of_a_run_is_measured",
         "test_every_kind[sjlt]",
         "test_every_kind[normal]",
         "test_every_kind[srft]",
@@ -192,8 +189,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in NEWEST and item.name not in NOT_NEWEST:
             item.add_marker(pytest.mark.newest)
-        # An entry without brackets stands for all cases of a test.
-        names = (item.name, item.name.partition("[")[0])
+        # A name without brackets stands for all cases of a test, * for all tests of a file.
+        names = ("*", item.name, item.name.partition("[")[0])
         if any(name in THOROUGH.get(item.path.name, ()) for name in names):
             item.add_marker(pytest.mark.thorough)
     items.sort(key=lambda item: item.path.name != "test_train.py")
