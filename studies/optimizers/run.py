@@ -27,6 +27,7 @@ import jax
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from grid import read  # noqa: E402
 from replicas import train  # noqa: E402
 from settings import ABLATION, COMPARED  # noqa: E402
 from tasks import TASKS, Task  # noqa: E402
@@ -90,13 +91,6 @@ def main() -> int:
                     pool.submit(work, name, task, data, setting)
     print(f"failed: {failed}" if failed else "nothing failed", flush=True)
     return len(failed)
-
-
-def read(results: Path) -> list[dict]:
-    """Return the rows of a results file, none if it is not there."""
-    if not results.exists():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import matplotlib
 
@@ -16,6 +15,10 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from grid import Row, read  # noqa: E402
+
 TASKS = ("darcy", "burgers", "ns")
 SETTINGS = (
     "AdamW",
@@ -23,14 +26,6 @@ SETTINGS = (
     "TensorGRaD",
     "TensorGRaD, squares of samples",
 )
-Row = dict[str, Any]
-
-
-def read(results: Path) -> list[Row]:
-    """Return the rows of a results file, none if it is not there."""
-    if not results.exists():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
 def by_rate(rows: list[Row], task: str, setting: str) -> dict[float, list[Row]]:

@@ -28,7 +28,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from copies import Copies  # noqa: E402
-from report import SETTINGS, best, read, report  # noqa: E402
+from grid import read  # noqa: E402
+from report import SETTINGS, best, report  # noqa: E402
 
 from tensorgrad_jax.backend.allocator import keep_freed_memory  # noqa: E402
 

@@ -171,20 +171,20 @@ def seigh(
     if recovery == "oversampled":
         Q = orthonormal(Y[:, :outer])
         M = times(left, key_left, Y)
-        return Eigh(*eigh_of_core(Q, M, times(left, key_left, Q), times(right, key_right, Q)))
+        return eigh_of_core(Q, M, times(left, key_left, Q), times(right, key_right, Q))
     if recovery == "nystrom":
         V = right.block(key_right, range(count), operator.dtype)
-        return Eigh(*_nystrom(Y, V if mesh is None else in_rows(mesh, V)))
+        return _nystrom(Y, V if mesh is None else in_rows(mesh, V))
     Q = orthonormal(Y)
     product = lambda A, B: jnp.matmul(A.conj().T, B, precision=_PRECISION)
     if recovery == "hmt":
         multiply = operator.mm if mesh is None else by_columns(mesh, operator.mm)
         AQ = _columns(multiply, Q, block_size)
         AQ = AQ if mesh is None else in_rows(mesh, AQ)
-        return Eigh(*_sorted_eigh(Q, product(Q, AQ)))
+        return _sorted_eigh(Q, product(Q, AQ))
     # C (Q^H V) = Q^H Y: transposed, least squares with V^H Q on the left.
     C = _least_squares(times(right, key_right, Q), product(Y, Q))
-    return Eigh(*_sorted_eigh(Q, C.conj().T))
+    return _sorted_eigh(Q, C.conj().T)
 
 
 def ssvd(
@@ -283,8 +283,8 @@ def core_of(M: Any, left: Any, right: Any) -> Any:
     return _least_squares(right, _least_squares(left, M).conj().T).conj().T
 
 
-def eigh_of_core(Q: Any, M: Any, left: Any, right: Any) -> tuple[Any, Any, Any]:
-    """Return (values, Q, Z) of A ~ Q C Q^H, with `core_of`'s C symmetrised.
+def eigh_of_core(Q: Any, M: Any, left: Any, right: Any) -> Eigh:
+    """Return the decomposition of A ~ Q C Q^H, with `core_of`'s C symmetrised.
 
     Args:
         Q: orthonormal columns, (D, k).
@@ -325,8 +325,8 @@ def _least_squares(A: Any, B: Any) -> Any:
     return jax.scipy.linalg.solve_triangular(R, inner)
 
 
-def _nystrom(Y: Any, V: Any) -> tuple[Any, Any, Any]:
-    """Return (values, Q, Z) of Y (V^H Y)^+ Y^H.
+def _nystrom(Y: Any, V: Any) -> Eigh:
+    """Return the decomposition of Y (V^H Y)^+ Y^H.
 
     Of A + shift I, as small as rounding allows: small eigenvalues of V^H Y, which are divided by,
     would otherwise be rounding's own. What remains below rounding is left out.
@@ -345,12 +345,12 @@ def _nystrom(Y: Any, V: Any) -> tuple[Any, Any, Any]:
     Q, R = factored(jnp.matmul(Y, W * scale, precision=_PRECISION))
     C = jnp.matmul(R * jnp.sign(sizes), R.conj().T, precision=_PRECISION)
     values, Z = _eigh_by_magnitude(C)
-    return values - shift * jnp.sign(values), Q, Z
+    return Eigh(values - shift * jnp.sign(values), Q, Z)
 
 
-def _sorted_eigh(Q: Any, C: Any) -> tuple[Any, Any, Any]:
+def _sorted_eigh(Q: Any, C: Any) -> Eigh:
     values, Z = _eigh_by_magnitude(C)
-    return values, Q, Z
+    return Eigh(values, Q, Z)
 
 
 @jax.jit

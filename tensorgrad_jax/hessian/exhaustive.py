@@ -16,6 +16,7 @@ from tensorgrad_jax.hessian.curvature import hvp_operator
 from tensorgrad_jax.hessian.decompositions import Eigh, seigh
 from tensorgrad_jax.hessian.gathering import ProblemOf, begin, trained
 from tensorgrad_jax.hessian.operators import LinearOperator
+from tensorgrad_jax.hessian.problems import Problem
 from tensorgrad_jax.hessian.settings import Exhaustive, SettingError
 from tensorgrad_jax.hessian.solving import log_decomposition
 
@@ -36,21 +37,21 @@ def exhaustive(settings: Exhaustive, problem_of: ProblemOf) -> Path:
     Raises:
         SettingError: if the problem is too large, or a setting does not fit it.
     """
-    size = sum(
-        x.size
-        for x in jax.tree.leaves(problem_of(settings.PROBLEM, 0, settings.OBS_DATASETS).params)
-    )
-    if size > LARGEST:
-        raise SettingError(
-            f"PROBLEM: may have {LARGEST} parameters at most to be decomposed exactly, "
-            f"{settings.PROBLEM} has {size}"
-        )
-    if not settings.NUM_OUTER <= settings.NUM_INNER <= size:
-        raise SettingError(
-            f"NUM_INNER: must be from NUM_OUTER {settings.NUM_OUTER} to {size}, got "
-            f"{settings.NUM_INNER}"
-        )
-    run = begin(settings, "exhaustive", problem_of)
+
+    def check(problem: Problem) -> None:
+        size = sum(x.size for x in jax.tree.leaves(problem.params))
+        if size > LARGEST:
+            raise SettingError(
+                f"PROBLEM: may have {LARGEST} parameters at most to be decomposed exactly, "
+                f"{settings.PROBLEM} has {size}"
+            )
+        if not settings.NUM_OUTER <= settings.NUM_INNER <= size:
+            raise SettingError(
+                f"NUM_INNER: must be from NUM_OUTER {settings.NUM_OUTER} to {size}, got "
+                f"{settings.NUM_INNER}"
+            )
+
+    run = begin(settings, "exhaustive", problem_of, check)
     problem, log = run.problem, run.log
     parts = [
         part

@@ -53,13 +53,19 @@ def tuned(settings: Gather | Exhaustive, problem: Problem) -> Problem:
     return dataclasses.replace(problem, **values)
 
 
-def begin(settings: Gather | Exhaustive, name: str, problem_of: ProblemOf) -> Begun:
+def begin(
+    settings: Gather | Exhaustive,
+    name: str,
+    problem_of: ProblemOf,
+    check: Callable[[Problem], None] = lambda problem: None,
+) -> Begun:
     """Make the folder of a run and its log, and find the problem.
 
     Args:
         settings: of the step.
         name: of the step in the log's name.
         problem_of: finds a problem by its name, seed and folder of data sets.
+        check: raises if the problem will not do, before anything is written.
 
     Raises:
         SettingError: if a setting does not fit the problem.
@@ -67,6 +73,7 @@ def begin(settings: Gather | Exhaustive, name: str, problem_of: ProblemOf) -> Be
     """
     seed = random.randint(0, 10**7) if settings.RANDOM_SEED is None else settings.RANDOM_SEED
     problem = problem_of(settings.PROBLEM, seed, settings.OBS_DATASETS)
+    check(problem)
     problem = tuned(settings, problem)
     splits = {
         part: problem.indices(settings.NUM_HESSIAN_DATAPOINTS, test=part == "test").tolist()

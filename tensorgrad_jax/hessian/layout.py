@@ -229,10 +229,14 @@ def read_column(path: Path, success: str | None = SUCCESS) -> np.ndarray:
             another.
     """
     with opened(path) as file:
-        flag = file[FLAGS][0].decode()
-        if success is not None and flag != success:
-            raise LayoutError(f"{path}: Subfile flag not equal {success}! It is {flag!r}")
-        data = file[DATA][:]
+        return _read(file, path, success)
+
+
+def _read(file: Any, path: Path, success: str | None) -> np.ndarray:
+    flag = file[FLAGS][0].decode()
+    if success is not None and flag != success:
+        raise LayoutError(f"{path}: Subfile flag not equal {success}! It is {flag!r}")
+    data = file[DATA][:]
     if not np.all(np.isfinite(data)):
         raise LayoutError(f"{path}: holds numbers that are not finite")
     return data
@@ -295,11 +299,12 @@ def merge(
                 compression="lzf",
             )
             for i, path in enumerate(paths):
-                flag, owner = flag_of(path)
-                if of is not None and owner is not None and owner != of:
-                    raise LayoutError(f"{path}: is a measurement of {owner}, expected {of}")
-                data[:, i] = read_column(path, success)
-                flags[i] = flag
+                with opened(path) as column:
+                    owner = column.attrs.get("of")
+                    if of is not None and owner is not None and owner != of:
+                        raise LayoutError(f"{path}: is a measurement of {owner}, expected {of}")
+                    data[:, i] = _read(column, path, success)
+                    flags[i] = column[FLAGS][0]
         os.replace(beside, out)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -49,9 +49,7 @@ def solve(settings: Solve, problem_of: ProblemOf) -> Path:
     right, left = (Noise(settings.NOISE, what.size, inner.shape[0]) for _ in range(2))
     Q = orthonormal(jnp.asarray(outer, dtype))
     M = jnp.asarray(inner, dtype)
-    found = Eigh(
-        *eigh_of_core(Q, M, left.adjoint_times(key_left, Q), right.adjoint_times(key_right, Q))
-    )
+    found = eigh_of_core(Q, M, left.adjoint_times(key_left, Q), right.adjoint_times(key_right, Q))
     n = settings.NUM_A_POSTERIORI if settings.WITH_A_POSTERIORI else 0
     facts = log_decomposition(log, found, what.operator, what.params, n, what.seed)
     if settings.SAVE_VECTORS:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tensorgrad_jax.hessian.gathering import ProblemOf
 from tensorgrad_jax.hessian.settings import Measure, Run, Solve
@@ -26,11 +27,7 @@ def run(settings: Run, problem_of: ProblemOf) -> Path:
     Raises:
         WorkerError: if a worker failed; what it said stands on stderr.
     """
-    shared = {
-        field.name: getattr(settings, field.name)
-        for field in dataclasses.fields(settings)
-        if field.name in {f.name for f in dataclasses.fields(Measure)}
-    }
+    shared = _shared(settings, Measure)
     commands = []
     for worker in range(settings.WORKERS):
         numbers = list(range(worker, settings.NUM_INNER, settings.WORKERS))
@@ -51,6 +48,10 @@ def run(settings: Run, problem_of: ProblemOf) -> Path:
             f"worker {failed[0]} of {len(workers)} ended with status {statuses[failed[0]]}; the "
             "same command continues"
         )
-    names = {f.name for f in dataclasses.fields(Solve)}
-    kept = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    return solve(Solve(**{k: v for k, v in kept.items() if k in names}), problem_of)
+    return solve(Solve(**_shared(settings, Solve)), problem_of)
+
+
+def _shared(settings: Run, kind: type[Measure | Solve]) -> dict[str, Any]:
+    """Return what another step is told of these settings."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {k: v for k, v in vars(settings).items() if k in names}

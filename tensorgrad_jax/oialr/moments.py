@@ -36,6 +36,7 @@ from tensorgrad_jax.oialr.kernels import named
 from tensorgrad_jax.oialr.low_rank import as_matrix, transport, transport_squares
 from tensorgrad_jax.oialr.tensors import ModesChange
 from tensorgrad_jax.oialr.trial import Tried
+from tensorgrad_jax.transforms.moment_dicts import at
 from tensorgrad_jax.transforms.roles import KNOWN, Role
 
 MOMENTS = ("transport", "zero", "zero+reset_count")
@@ -157,7 +158,7 @@ def _means(entries, places, tries, state):
 
 def _count(state, node) -> float:
     """Return the number of steps of a node of the state; where it counts none, many."""
-    count = getattr(_at(state, node), "count", None)  # of a tuple that is a method
+    count = getattr(at(state, node), "count", None)  # of a tuple that is a method
     if isinstance(count, jax.Array | np.ndarray) and count.ndim == 0:
         return max(1.0, float(count))
     return 1e6
@@ -178,7 +179,7 @@ def _place(state, path, leaf, changed, tried) -> _Place:
             node, field = path[: start - 1], path[start - 1] if start else None
             role = None if tried is None else tried.role
             if role is None:  # not to be tried, or empty just then
-                owner = type(_at(state, node)).__name__
+                owner = type(at(state, node)).__name__
                 role = KNOWN.get((owner, str(getattr(field, "name", ""))))
             return _Place(name, role, node)
     return _Place()
@@ -196,12 +197,3 @@ def _by_path(params):
 
 def _words(path) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-
-
-def _at(state, path):
-    for key in path:
-        if isinstance(key, jax.tree_util.GetAttrKey):
-            state = getattr(state, key.name)
-        else:
-            state = state[key.idx if isinstance(key, jax.tree_util.SequenceKey) else key.key]
-    return state

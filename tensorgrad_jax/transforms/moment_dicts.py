@@ -31,7 +31,7 @@ class MomentDicts:
         self._paths = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in paths]
         self._places = [i for i, x in enumerate(self._nodes) if is_moment(x)]
         self.nodes = [paths[i][0][:-1] for i in self._places]
-        self.owners = [type(_at(state, path)).__name__ for path in self.nodes]
+        self.owners = [type(at(state, path)).__name__ for path in self.nodes]
         self.labels = _labels([paths[i][0] for i in self._places])
 
     def of(self, name: str) -> dict[str, Any]:
@@ -54,7 +54,8 @@ class MomentDicts:
         return self._treedef.unflatten(self._nodes)
 
 
-def _at(state, path):
+def at(state: Any, path: Any) -> Any:
+    """Return what stands at a path of a state."""
     for key in path:
         if isinstance(key, jax.tree_util.GetAttrKey):
             state = getattr(state, key.name)
