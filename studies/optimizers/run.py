@@ -4,8 +4,8 @@
 
 Every setting is trained at every rate of the task with every seed, all of them at once (see
 `replicas`). The rate with the lowest mean validation error is a setting's own; the test set is
-looked at once, at the end of a run. One JSON line per run in results.jsonl; what is there is not
-run again. `python studies/optimizers/report.py` makes tables and pictures.
+looked at once, at the end of a run. One JSON line per run in results.jsonl; a seed that is there is
+not run again. `python studies/optimizers/report.py` makes tables and pictures.
 
 Files under --root: burgers/, darcy/, nsforcing/, as `python -m tensorgrad_jax.data` makes them.
 """
@@ -50,19 +50,15 @@ def main() -> int:
     arguments = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
     begin, lock, failed = time.time(), threading.Lock(), []
-    done = {(r["task"], r["setting"]) for r in read(arguments.out)}
+    done = {(r["task"], r["setting"], r["seed"]) for r in read(arguments.out)}
 
-    def work(name: str, task: Task, data, setting: str) -> None:
+    def work(name: str, task: Task, data, setting: str, seeds: list[int]) -> None:
         if time.time() - begin > arguments.seconds:
             return
         started = time.time()
         try:
             rows = train(
-                task,
-                data,
-                SETTINGS[setting](task),
-                range(arguments.seeds),
-                arguments.rates or task.rates,
+                task, data, SETTINGS[setting](task), seeds, arguments.rates or task.rates
             )
         except Exception:  # the other settings go on
             with lock:
@@ -87,8 +83,10 @@ def main() -> int:
                 task = dataclasses.replace(task, n_epochs=arguments.epochs)
             data = task.load(arguments.root)
             for setting in arguments.settings:
-                if (name, setting) not in done:
-                    pool.submit(work, name, task, data, setting)
+                of_seed = ((name, setting, seed) for seed in range(arguments.seeds))
+                seeds = [key[2] for key in of_seed if key not in done]
+                if seeds:
+                    pool.submit(work, name, task, data, setting, seeds)
     print(f"failed: {failed}" if failed else "nothing failed", flush=True)
     return len(failed)
 
