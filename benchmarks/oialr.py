@@ -60,7 +60,7 @@ def operator(width: int, part: int | None):
         share = 1 / part if part > 1 else 1 - 1e-9
         params, bases = oialr.low_rank(params, oialr.spectral(share), keep_last_layer=False)
     x = jax.random.normal(jax.random.key(0), (BATCH, 64, 64, 1))
-    apply = lambda p: nnx.merge(graph, oialr.lift(p, bases) if bases else p)(x)
+    apply = lambda p: nnx.merge(graph, oialr.lift(p, bases, in_parts=True) if bases else p)(x)
     return step_of(lambda p: jnp.mean((apply(p) - 1) ** 2), params)
 
 

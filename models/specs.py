@@ -17,6 +17,9 @@ def tensor_specs(model_or_params: Any) -> Any:
     beside it tells, which by itself has one. Where there is neither, as in a dict under
     `optax.partition`, no axis is taken for an added one.
 
+    In the place of an array a `TuckerWeight` may stand: its core is the tensor then, and its
+    factors have no spec.
+
     Args:
         model_or_params: a module (its `nnx.Param` variables are meant), an `nnx.State`, or a
             nested dict of arrays.
@@ -54,7 +57,7 @@ def tensor_specs(model_or_params: Any) -> Any:
         params = nnx.state(params, nnx.Param)
     is_variable = lambda x: isinstance(x, nnx.Variable)
     flatten = jax.tree_util.tree_leaves_with_path
-    variables = dict(flatten(params, is_leaf=is_variable))
+    variables = {_without_value(p): x for p, x in flatten(params, is_leaf=is_variable)}
     arrays = {_without_value(path): x for path, x in flatten(params)}
 
     def spec(path, weight):
@@ -94,6 +97,6 @@ def _spec(name: str, shape: tuple[int, ...], n_added: int) -> TensorSpec:
 
 
 def _without_value(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    # The array of a variable is its attribute `value`.
+    # The array of a variable is an attribute of it, and so is the core of a `TuckerWeight`.
     is_attribute = bool(path) and isinstance(path[-1], jax.tree_util.GetAttrKey)
     return path[:-1] if is_attribute else path

@@ -9,7 +9,6 @@ Source: Li et al., "Fourier Neural Operator for Parametric Partial Differential 
 2021, section 4, equation (5).
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -17,19 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Real
 
-from tensorgrad_jax.backend.derivatives import same_derivative
 from tensorgrad_jax.backend.drawing import drawn
-from tensorgrad_jax.backend.ordering import stored
+from tensorgrad_jax.projections.tucker_weight import TuckerWeight
 
+from . import factored
 from .checks import as_real, check_choice, check_modes, check_positive
-from .fourier import (
-    PRECISION,
-    choose_method,
-    kept_frequencies,
-    truncated_irfftn,
-    truncated_rfftn,
-)
-from .precision import batched_products, check_precision, widen
+from .fourier import choose_method, kept_frequencies, truncated_irfftn, truncated_rfftn
+from .mixing import mix_modes, mix_modes_bfloat16, scale_modes
+from .precision import check_precision, widen
 
 
 class SpectralConv(nnx.Module):
@@ -41,6 +35,9 @@ class SpectralConv(nnx.Module):
     belongs to the frequency i - m//2, of the last one to the frequency i.
 
     A grid with fewer frequencies than modes uses those weights whose frequencies it has.
+
+    In the place of the array a `TuckerWeight` of that shape may stand, as in `oialr`: the input is
+    then multiplied by its factors and core in the order that takes the fewest multiplications.
 
     Args:
         in_channels: channels of the input.
@@ -121,29 +118,49 @@ class SpectralConv(nnx.Module):
                 f"{dim} grid axes, got {x.shape}"
             )
         grid = x.shape[1:-1]
-        modes = self.spectral_weight.shape[1 : dim + 1]
-        kept = kept_frequencies(grid, modes)
+        kept = kept_frequencies(grid, self.spectral_weight.shape[1 : dim + 1])
         method = choose_method(grid, kept) if self.transform == "auto" else self.transform
+        x = widen(x) if self.precision == "full" else x
+        y = self._mapped(x, self.spectral_weight.get_value(), kept, method)
+        return widen(y) + self.bias[...]
 
+    def _mapped(self, x, weight, kept, method):
+        if isinstance(weight, TuckerWeight) and self.separable:
+            weight = weight.array()
+        if not isinstance(weight, TuckerWeight):
+            return self._convolved(x, weight, kept, method)
+        weight = factored.of_channels(weight)
+        *_, left, right = weight.factors
+        order = factored.cheapest(weight, len(x), x.shape[1:-1], kept, method)
+        if order == factored.ARRAY:
+            return self._convolved(x, weight.array(), kept, method)
+        if order == factored.MODES:
+            return self._convolved(x, weight.core, kept, method, left, right)
+        x = self._times(x, left)
+        return self._times(self._convolved(x, weight.core, kept, method), right, transposed=True)
+
+    def _times(self, x, matrix, transposed=False):
+        matrix = matrix.T if transposed and matrix is not None else matrix
+        return factored.times(x, matrix, self.precision != "full")
+
+    def _convolved(self, x, weight, kept, method, left=None, right=None):
+        grid, modes = x.shape[1:-1], weight.shape[1 : 1 + len(kept)]
         narrow = self.precision == "half" and method == "matrix"
-        if self.precision == "full":
-            x = widen(x)
-        else:
+        if self.precision != "full":
             x = x.astype(jnp.bfloat16 if narrow else jnp.float32)
-        real, imag = truncated_rfftn(x, kept, method)
-        weight = self.spectral_weight[...][(slice(None), *self._weight_slices(kept, modes))]
+        real, imag = (self._times(c, left) for c in truncated_rfftn(x, kept, method))
+        weight = weight[(slice(None), *self._weight_slices(kept, modes))]
         if self.precision == "full":
             common = jnp.result_type(real, weight)
             real, imag, weight = (c.astype(common) for c in (real, imag, weight))
         if self.separable:
-            product = _scale_modes
+            product = scale_modes
         else:
-            product = _mix_modes if self.precision == "full" else _mix_modes_bfloat16
-        real, imag = product(real, imag, weight)
+            product = mix_modes if self.precision == "full" else mix_modes_bfloat16
+        real, imag = (self._times(c, right, True) for c in product(real, imag, weight))
         if narrow:
             real, imag = (c.astype(jnp.bfloat16) for c in (real, imag))
-        y = truncated_irfftn(real, imag, self._output_frequencies(kept, grid), grid, method)
-        return widen(y) + self.bias[...]
+        return truncated_irfftn(real, imag, self._output_frequencies(kept, grid), grid, method)
 
     def _weight_slices(self, kept, modes):
         starts = [f.start + m // 2 for f, m in zip(kept[:-1], modes[:-1], strict=True)]
@@ -156,86 +173,3 @@ class SpectralConv(nnx.Module):
             return kept
         leading = zip(kept[:-1], grid[:-1], strict=True)
         return (*(range(f.start - n % 2, f.stop - n % 2) for f, n in leading), kept[-1])
-
-
-@same_derivative
-def _mix_modes(real, imag, weight):
-    """(X_r + i X_i)(W_r + i W_i) at every frequency: X a vector, W a matrix over channels."""
-    by_real, by_imag = _by_part(_rows(real, imag), weight, 0)
-    y = by_real[:, 0] - by_imag[:, 1], by_real[:, 1] + by_imag[:, 0]
-    return tuple(_grid(part, real.shape) for part in y)
-
-
-@_mix_modes.defjvp
-def _mix_modes_jvp(primals, tangents):
-    real, imag, weight = primals
-    *dx, dweight = tangents
-    y = _mix_modes(*primals)
-    # The tangents are transposes of the gradients, so that gradients are what is written below.
-    # JAX's own would contract the rows of both factors, for which XLA for CPUs has no fast
-    # product, and would pad and add the parts of the weight's gradient.
-    input_gradient = functools.partial(_input_gradient, weight=weight)
-    from_x = jax.linear_transpose(input_gradient, *y)(tuple(dx))
-    weight_gradient = functools.partial(_weight_gradient, real, imag)
-    from_weight = jax.linear_transpose(weight_gradient, *y)(dweight)
-    return y, tuple(a + b for a, b in zip(from_x, from_weight, strict=True))
-
-
-def _input_gradient(real, imag, weight):
-    """(G_r + i G_i)(W_r - i W_i)^T at every frequency."""
-    by_real, by_imag = _by_part(_rows(real, imag), weight, 1)
-    x = by_real[:, 0] + by_imag[:, 1], by_real[:, 1] - by_imag[:, 0]
-    return tuple(_grid(part, real.shape) for part in x)
-
-
-def _weight_gradient(real, imag, g_real, g_imag):
-    """(X_r - i X_i)^T (G_r + i G_i) at every frequency, summed over the batch."""
-    x = stored(_rows(real, imag).transpose(0, 2, 1))
-    g = jnp.stack([_rows(g_real, g_imag), _rows(g_imag, -g_real)])
-    y = _batched_dot(jnp.broadcast_to(x, (2, *x.shape)), g, 0)
-    return y.reshape(2, *real.shape[1:-1], *y.shape[-2:])
-
-
-def _by_part(x, weight, axis):
-    """Rows times real and imaginary part of the weight: (2, frequencies, 2, batch, channels)."""
-    weight = weight.reshape(2, -1, *weight.shape[-2:])
-    y = _batched_dot(jnp.broadcast_to(x, (2, *x.shape)), weight, axis)
-    return y.reshape(*y.shape[:2], 2, -1, y.shape[-1])
-
-
-def _batched_dot(x, weight, axis):
-    """Contract the last axis of x (2, frequencies, ., .) with this axis of the matrices."""
-    dimensions = (((3,), (2 + axis,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(x, weight, dimensions, precision=PRECISION)
-
-
-def _rows(real, imag):
-    """Real and imaginary parts side by side: (frequencies, 2 batch, channels)."""
-    x = jnp.stack([real, imag])
-    return x.reshape(2 * len(real), -1, x.shape[-1]).transpose(1, 0, 2)
-
-
-def _grid(x, shape):
-    """(frequencies, batch, channels) to the batch and the frequencies of `shape`."""
-    return x.transpose(1, 0, 2).reshape(*shape[:-1], x.shape[-1])
-
-
-def _mix_modes_bfloat16(real, imag, weight):
-    """The same with bfloat16 factors; results in float32."""
-    batch, *modes, channels = real.shape
-    weight = weight.reshape(2, -1, channels, weight.shape[-1]).astype(jnp.bfloat16)
-    x = jnp.stack([real, imag]).astype(jnp.bfloat16).reshape(2 * batch, -1, channels)
-    # The small factor is repeated for real and imaginary part of the large one: a product with
-    # one part alone would have to copy that part first.
-    x = jnp.broadcast_to(x.transpose(1, 0, 2), (2, x.shape[1], 2 * batch, channels))
-    by_real, by_imag = batched_products(x, weight).reshape(2, -1, 2, batch, weight.shape[-1])
-    y_real = by_real[:, 0] - by_imag[:, 1]
-    y_imag = by_real[:, 1] + by_imag[:, 0]
-    shape = (batch, *modes, weight.shape[-1])
-    return tuple(y.transpose(1, 0, 2).reshape(shape) for y in (y_real, y_imag))
-
-
-def _scale_modes(real, imag, weight):
-    """The same with a diagonal W."""
-    w_real, w_imag = weight
-    return real * w_real - imag * w_imag, real * w_imag + imag * w_real

@@ -57,9 +57,7 @@ def main() -> int:
             return
         started = time.time()
         try:
-            rows = train(
-                task, data, SETTINGS[setting](task), seeds, arguments.rates or task.rates
-            )
+            rows = train(task, data, SETTINGS[setting](task), seeds, arguments.rates or task.rates)
         except Exception:  # the other settings go on
             with lock:
                 failed.append((name, setting))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from grid import Row, read  # noqa: E402
+from rates import best, by_rate, markdown, over, rate_cell, spread  # noqa: E402
 
 TASKS = ("darcy", "burgers", "ns")
 SETTINGS = (
@@ -28,76 +29,37 @@ SETTINGS = (
 )
 
 
-def by_rate(rows: list[Row], task: str, setting: str) -> dict[float, list[Row]]:
-    """Return the runs of a setting, by seed, of every rate."""
-    runs: dict[float, list[Row]] = {}
-    for row in sorted(rows, key=lambda r: (r["rate"], r["seed"])):
-        if (row["task"], row["setting"]) == (task, setting):
-            runs.setdefault(row["rate"], []).append(row)
-    return runs
-
-
-def best(rows: list[Row], task: str, setting: str) -> list[Row]:
-    """Return the runs at the rate with the lowest mean validation error."""
-    runs = by_rate(rows, task, setting).values()
-    return min(runs, key=lambda r: mean(x["validation"] for x in r), default=[])
-
-
-def over(runs: list[Row], base: list[Row], name: str) -> list[float]:
-    """Return what `runs` have over what `base` has, seed by seed."""
-    of_seed = {r["seed"]: r[name] for r in base}
-    return [r[name] / of_seed[r["seed"]] for r in runs if r["seed"] in of_seed]
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Return mean and standard error."""
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
-    return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
-
-
 def table(rows: list[Row]) -> str:
     """Return a row per task and setting; ratios are over the setting without squares."""
-    lines = [
-        "| task | setting | rate | test L2 | over the same without squares, seed by seed | "
-        "train loss, likewise | seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for task in TASKS:
-        for setting in SETTINGS:
-            runs = best(rows, task, setting)
-            base = best(rows, task, setting.partition(",")[0])
-            if not runs:
-                continue
-            rates = by_rate(rows, task, setting)
-            edge = "" if min(rates) < runs[0]["rate"] < max(rates) else " (edge)"
-            names = ("test", "train_loss") if base and "," in setting else ()
-            ratios = [spread(over(runs, base, name)) for name in names] or ["", ""]
-            cells = [
-                task,
-                setting,
-                f"{runs[0]['rate']:g}{edge}",
-                spread([r["test"] for r in runs], 4),
-                *ratios,
-                str(len(runs)),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    head = (
+        "task", "setting", "rate", "test L2", "over the same without squares, seed by seed",
+        "train loss, likewise", "seeds",
+    )  # fmt: skip
+    lines = []
+    for task, setting in itertools.product(TASKS, SETTINGS):
+        runs = best(rows, task, setting)
+        base = best(rows, task, setting.partition(",")[0])
+        if not runs:
+            continue
+        names = ("test", "train_loss") if base and "," in setting else ()
+        ratios = [spread(over(runs, base, name)) for name in names] or ["", ""]
+        tests = spread([r["test"] for r in runs], 4)
+        rate = rate_cell(rows, task, setting)
+        lines.append([task, setting, rate, tests, *ratios, len(runs)])
+    return markdown(head, lines)
 
 
 def shares(rows: list[Row]) -> str:
     """Return how much of the squares of samples is the square of the mean, epoch by epoch."""
-    lines = [
-        "| task | squared mean gradient over mean squared gradient, after the first epoch | "
-        "half of them | all |",
-        "|---|---|---|---|",
-    ]
+    what = "squared mean gradient over mean squared gradient, after the first epoch"
+    lines = []
     for task in TASKS:
         runs = [r["mean_share"] for r in best(rows, task, SETTINGS[1])]
         if runs:
             n = len(runs[0])
-            cells = [f"{mean(r[i] for r in runs):.3f}" for i in (0, n // 2 - 1, n - 1)]
-            lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            epochs = (0, n // 2 - 1, n - 1)
+            lines.append([task, *(f"{mean(r[i] for r in runs):.3f}" for i in epochs)])
+    return markdown(("task", what, "half of them", "all"), lines)
 
 
 def draw(rows: list[Row], path: Path) -> None:

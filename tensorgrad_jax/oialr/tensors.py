@@ -27,6 +27,7 @@ from tensorgrad_jax.oialr.rank_rule import new_rank
 from tensorgrad_jax.projections import mode_products
 from tensorgrad_jax.projections.leading import PRECISION
 from tensorgrad_jax.projections.pairs import Pair
+from tensorgrad_jax.projections.tucker_weight import TuckerWeight
 
 
 @functools.partial(
@@ -62,10 +63,13 @@ class LowRankTensor:
         """Return this tensor with another core."""
         return dataclasses.replace(self, S=core)
 
+    def parts(self) -> TuckerWeight:
+        """Return core and factors, for layers that multiply by them."""
+        return TuckerWeight(self.S, tuple(self.factors))
+
     def weight(self) -> Float[Array, "2 ..."]:
         """Return the weight. Differentiable."""
-        core = jax.lax.complex(self.S[0], self.S[1])
-        return mode_products.lift_to_parts(core, self.factors).astype(self.S.dtype)
+        return self.parts().array()
 
     def ranks(self) -> tuple[int, ...]:
         """Return the ranks of the axes that have factors."""

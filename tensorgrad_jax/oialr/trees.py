@@ -125,16 +125,22 @@ def _empty(name: str, leaf: Any, kernel: Kernel, size: Any) -> tuple[Any, Node]:
     return struct(2, *size), LowRankTensor(factors, None, rank, leaf.shape)
 
 
-def lift(params: PyTree, bases: Bases) -> PyTree:
+def lift(params: PyTree, bases: Bases, in_parts: bool = False) -> PyTree:
     """Return the parameters of the dense model: every core between its bases.
 
     Differentiable with respect to `params`, so that any function of dense parameters becomes one of
     cores. The bases are constants.
+
+    Args:
+        params: with cores.
+        bases: of the cores.
+        in_parts: return complex tensors as a `TuckerWeight` each, which a `SpectralConv` takes and
+            multiplies by in parts: the weight is not made, nor is its gradient.
     """
     leaves = named(params)
-    bases = jax.lax.stop_gradient(bases)
-    dense = {name: x.with_core(leaves[name]).weight() for name, x in bases.items()}
-    return renamed(params, dense)
+    nodes = {n: x.with_core(leaves[n]) for n, x in jax.lax.stop_gradient(bases).items()}
+    apart = lambda x: in_parts and isinstance(x, LowRankTensor)
+    return renamed(params, {n: x.parts() if apart(x) else x.weight() for n, x in nodes.items()})
 
 
 @dataclasses.dataclass(frozen=True)

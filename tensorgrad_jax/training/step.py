@@ -93,7 +93,7 @@ def make_train_step(
     with_extra = optax.with_extra_args_support(optimizer)
 
     def objective(params, batch, bases=()):
-        params = oialr.lift(params, bases) if bases else params
+        params = oialr.lift(params, bases, in_parts=True) if bases else params
         parts = batch_parts or independent_parts(params, batch["x"].shape)
         apply = lambda x: predict(graphdef, params, x, encoding)
         if parts == 1:
