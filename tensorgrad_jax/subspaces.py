@@ -11,7 +11,7 @@ by coordinates, by their indices: a *mask*. With the singular values c_i = cos(t
 | `projection`    | |sin(theta)|, 2-norm or largest      | [0, sqrt(k)]       |
 | `fubini_study`  | arccos prod c_i                      | [0, pi / 2]        |
 | `iou`           | of two masks, shared / all           | [0, 1]             |
-| `stability`     | Re tr(A^H B) / k: of *bases*         | [-1, 1]            |
+| `stability`     | Re tr(A^H B) / |A| |B|: of *bases*   | [-1, 1]            |
 
 Of two random subspaces of k dimensions the expected overlap is k / D; largest angles, and with them
 `chordal` and `projection` as maxima and `fubini_study`, saturate and say nothing where k is more
@@ -157,17 +157,28 @@ def iou(first: Integer[Array, " a"], second: Integer[Array, " b"]) -> Float[Arra
 
 
 def stability(A: Inexact[Array, "D k"], B: Inexact[Array, "D k"]) -> Float[Array, ""]:
-    """Return Re tr(A^H B) / k: the mean cosine between the columns of two bases, in [-1, 1].
+    """Return Re tr(A^H B) / (|A| |B|), with Frobenius norms, in [-1, 1]; 0 where one is zero.
+
+    Of orthonormal bases that is tr(A^H B) / k, the mean cosine between their columns. Partial
+    isometries count by what they have: the basis U V^H of a weight of rank r < k has columns that
+    are shorter than one, its norm is sqrt(r), and its stability with itself is 1 as well.
 
     Other than the distances it compares bases, column by column, not the spaces that they span.
 
     Raises:
         ValueError: if they are no matrices of one shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> basis = jnp.eye(3)[:, :2]
+        >>> [round(float(stability(basis, b)), 3) for b in (basis, -basis, basis[::-1])]
+        [1.0, -1.0, 0.5]
     """
     _check(A, B)
     if A.shape != B.shape:
         raise ValueError(f"stability: bases must have one shape, got {A.shape} and {B.shape}")
-    return jnp.sum((A.conj() * B).real) / A.shape[1]
+    norms = jnp.linalg.norm(A) * jnp.linalg.norm(B)
+    return jnp.where(norms > 0, jnp.sum((A.conj() * B).real) / jnp.where(norms > 0, norms, 1), 0)
 
 
 def _norm(owner: str, values: Any, norm: Norm) -> Any:

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from tensorgrad_jax import hessian
 from tensorgrad_jax.hessian.checking import check_operator
-from tensorgrad_jax.hessian.decompositions import core_of
+from tensorgrad_jax.hessian.cores import core_of
 from tensorgrad_jax.hessian.orthogonal import factored, orthonormal
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "hessian.npz")

@@ -124,6 +124,19 @@ def test_stability_compares_bases_column_by_column():
     np.testing.assert_allclose(sub.stability(A, A @ rotation), jnp.trace(rotation) / K)
 
 
+def test_stability_of_partial_isometries_counts_what_they_have():
+    lacking = basis(8) @ jnp.diag(jnp.arange(K) < K - 2).astype(jnp.float64)
+    np.testing.assert_allclose(sub.stability(lacking, lacking), 1)
+    np.testing.assert_allclose(sub.stability(lacking, basis(8)), np.sqrt((K - 2) / K))
+    assert sub.stability(lacking, jnp.zeros_like(lacking)) == 0
+
+
+def test_there_is_one_stability():
+    from tensorgrad_jax import oialr
+
+    assert oialr.stability is sub.stability
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from tensorgrad_jax.command_line import OneLineParser
 from tensorgrad_jax.data.convert import convert
 from tensorgrad_jax.data.generate import (
     generate_burgers,
@@ -26,15 +26,6 @@ too large ends in an error. Two samples solved on 256x256 points with dt 0.01 di
 512x512 by 3e-4, on two CPU cores 400 steps took 6 s a sample: such a set is one for a GPU. A
 command that was stopped continues when it is given again.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line and exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit."""
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -86,8 +77,8 @@ def _generator(commands, name, make, help, *, n_train, n_test, resolution, fine,
 
 
 def _parse(argv: Sequence[str] | None) -> dict:
-    parser = _Parser(prog="python -m tensorgrad_jax.data", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser = OneLineParser(prog="python -m tensorgrad_jax.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     _generator(
         commands,
         "navier-stokes",

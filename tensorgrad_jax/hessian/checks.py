@@ -45,3 +45,19 @@ def check_float(owner: str, dtype: Any) -> None:
     check_dtype(owner, "dtype", dtype)
     if dtype is not None and jnp.dtype(dtype).itemsize < 4:
         raise ValueError(f"{owner}: dtype must be float32 or float64, got {shown(dtype)}")
+
+
+def symmetric_size(owner: str, operator: Any) -> int:
+    """Return n of a symmetric operator (n, n).
+
+    Raises:
+        ValueError: if it is no operator or not symmetric.
+    """
+    check_operator(owner, operator)
+    m, n = operator.shape
+    if m != n or not operator.symmetric:
+        raise ValueError(
+            f"{owner}: operator must be symmetric, got shape {(m, n)} and symmetric="
+            f"{operator.symmetric}; use ssvd"
+        )
+    return n

@@ -25,8 +25,9 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from tensorgrad_jax.command_line import OneLineParser
 from tensorgrad_jax.hessian.settings import (
     Check,
     Exhaustive,
@@ -47,13 +48,6 @@ _STEPS = {
     "exhaustive": Exhaustive,
     "check": Check,
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit."""
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def main(argv: Sequence[str], problem_of: Callable[..., Any]) -> int:
@@ -138,8 +132,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _parser(command: str) -> _Parser:
-    parser = _Parser(
+def _parser(command: str) -> OneLineParser:
+    parser = OneLineParser(
         prog=f"python -m tensorgrad_jax.hessian {command}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -24,80 +24,30 @@ References:
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tensorgrad_jax.hessian.checks import check_flag, check_key, check_mesh, check_operator
+from tensorgrad_jax.hessian.checks import (
+    check_flag,
+    check_key,
+    check_mesh,
+    check_operator,
+    symmetric_size,
+)
+from tensorgrad_jax.hessian.cores import core_of, eigh_of_core, least_squares, nystrom
+from tensorgrad_jax.hessian.eigenpairs import Eigh, Svd, eigh_in_basis
 from tensorgrad_jax.hessian.mesh import by_columns, check_divides, everywhere, in_rows
 from tensorgrad_jax.hessian.noise import Kind, Noise
-from tensorgrad_jax.hessian.operators import LinearOperator, LowRank
-from tensorgrad_jax.hessian.orthogonal import factored, orthonormal
+from tensorgrad_jax.hessian.operators import LinearOperator
+from tensorgrad_jax.hessian.orthogonal import orthonormal
 from tensorgrad_jax.projections.plain import check_choice, whole
 
 _PRECISION = jax.lax.Precision.HIGHEST
 Recovery = Literal["oversampled", "hmt", "nystrom", "singlepass"]
-
-
-class Eigh(NamedTuple):
-    """A (D, D) operator as (Q Z) diag(values) (Q Z)^H.
-
-    Attributes:
-        values: eigenvalues, by descending magnitude, (k,).
-        Q: orthonormal columns, (D, q).
-        Z: orthonormal columns, (q, k).
-    """
-
-    values: Any
-    Q: Any
-    Z: Any
-
-    def vectors(self, k: int | None = None) -> Any:
-        """Return the first k eigenvectors, (D, k); None for all."""
-        return jnp.matmul(self.Q, self.Z[:, :k], precision=_PRECISION)
-
-    def truncated(self, k: int) -> Eigh:
-        """Return the decomposition with the k values of largest magnitude alone."""
-        return Eigh(self.values[:k], self.Q, self.Z[:, :k])
-
-    def operator(self) -> LinearOperator:
-        """Return the approximation as an operator."""
-        vectors = self.vectors()
-        return LowRank(vectors, self.values, vectors)
-
-
-class Svd(NamedTuple):
-    """An (m, n) operator as (Q U) diag(values) (P V)^H.
-
-    Attributes:
-        values: singular values, descending, (k,).
-        Q: orthonormal columns, (m, k).
-        U: unitary, (k, k).
-        P: orthonormal columns, (n, k).
-        V: unitary, (k, k).
-    """
-
-    values: Any
-    Q: Any
-    U: Any
-    P: Any
-    V: Any
-
-    def left(self, k: int | None = None) -> Any:
-        """Return the first k left singular vectors, (m, k)."""
-        return jnp.matmul(self.Q, self.U[:, :k], precision=_PRECISION)
-
-    def right(self, k: int | None = None) -> Any:
-        """Return the first k right singular vectors, (n, k)."""
-        return jnp.matmul(self.P, self.V[:, :k], precision=_PRECISION)
-
-    def operator(self) -> LinearOperator:
-        """Return the approximation as an operator."""
-        return LowRank(self.left(), self.values, self.right())
 
 
 def seigh(
@@ -146,7 +96,7 @@ def seigh(
         UserWarning: if "nystrom" or "singlepass" is not told that the operator is psd. A Hessian
             is not, and errors several times the size of the operator were measured.
     """
-    n = _size_of("seigh", operator)
+    n = symmetric_size("seigh", operator)
     check_key("seigh", key)
     check_mesh("seigh", mesh)
     check_flag("seigh", "psd", psd)
@@ -174,17 +124,17 @@ def seigh(
         return eigh_of_core(Q, M, times(left, key_left, Q), times(right, key_right, Q))
     if recovery == "nystrom":
         V = right.block(key_right, range(count), operator.dtype)
-        return _nystrom(Y, V if mesh is None else in_rows(mesh, V))
+        return nystrom(Y, V if mesh is None else in_rows(mesh, V))
     Q = orthonormal(Y)
     product = lambda A, B: jnp.matmul(A.conj().T, B, precision=_PRECISION)
     if recovery == "hmt":
         multiply = operator.mm if mesh is None else by_columns(mesh, operator.mm)
         AQ = _columns(multiply, Q, block_size)
         AQ = AQ if mesh is None else in_rows(mesh, AQ)
-        return _sorted_eigh(Q, product(Q, AQ))
+        return eigh_in_basis(Q, product(Q, AQ))
     # C (Q^H V) = Q^H Y: transposed, least squares with V^H Q on the left.
-    C = _least_squares(times(right, key_right, Q), product(Y, Q))
-    return _sorted_eigh(Q, C.conj().T)
+    C = least_squares(times(right, key_right, Q), product(Y, Q))
+    return eigh_in_basis(Q, C.conj().T)
 
 
 def ssvd(
@@ -272,38 +222,6 @@ def measure(
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def core_of(M: Any, left: Any, right: Any) -> Any:
-    """Return C = left^+ M (right^+)^H, the core of A ~ Q C P^H that least squares find.
-
-    Args:
-        M: inner sketch V_l^H A V_r, (s, s).
-        left: V_l^H Q, (s, k).
-        right: V_r^H P, (s, k).
-    """
-    return _least_squares(right, _least_squares(left, M).conj().T).conj().T
-
-
-def eigh_of_core(Q: Any, M: Any, left: Any, right: Any) -> Eigh:
-    """Return the decomposition of A ~ Q C Q^H, with `core_of`'s C symmetrised.
-
-    Args:
-        Q: orthonormal columns, (D, k).
-        M: inner sketch V_l^H A V_r, (s, s).
-        left: V_l^H Q, (s, k).
-        right: V_r^H Q, (s, k).
-
-    Raises:
-        ValueError: if the shapes do not belong together.
-    """
-    s, k = M.shape[0], Q.shape[1]
-    if M.shape != (s, s) or left.shape != (s, k) or right.shape != (s, k):
-        raise ValueError(
-            f"eigh_of_core: expected M (s, s), left and right (s, {k}), got {M.shape}, "
-            f"{left.shape} and {right.shape}"
-        )
-    return _sorted_eigh(Q, core_of(M, left, right))
-
-
 def _adjoint_times(noise: Noise, key: Any, X: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return noise.adjoint_times(key, X)
@@ -315,57 +233,3 @@ def _columns(function: Any, X: Any, block_size: int | None) -> Any:
         return function(X)
     parts = [function(X[:, i : i + block_size]) for i in range(0, X.shape[1], block_size)]
     return jnp.concatenate(parts, axis=1)
-
-
-@jax.jit
-def _least_squares(A: Any, B: Any) -> Any:
-    """Return X that minimises |A X - B|, of a well-conditioned tall A."""
-    Q, R = jnp.linalg.qr(A)
-    inner = jnp.matmul(Q.conj().T, B, precision=_PRECISION)
-    return jax.scipy.linalg.solve_triangular(R, inner)
-
-
-def _nystrom(Y: Any, V: Any) -> Eigh:
-    """Return the decomposition of Y (V^H Y)^+ Y^H.
-
-    Of A + shift I, as small as rounding allows: small eigenvalues of V^H Y, which are divided by,
-    would otherwise be rounding's own. What remains below rounding is left out.
-
-    References:
-        J. Tropp, A. Yurtsever, M. Udell, V. Cevher, Fixed-rank approximation of a
-        positive-semidefinite matrix from streaming data, NeurIPS 2017.
-    """
-    eps = jnp.finfo(Y.dtype).eps
-    shift = eps * jnp.linalg.norm(Y) * math.sqrt(Y.shape[0])
-    Y = Y + shift * V
-    B = jnp.matmul(V.conj().T, Y, precision=_PRECISION)
-    sizes, W = jnp.linalg.eigh((B + B.conj().T) / 2)
-    kept = jnp.abs(sizes) > eps * jnp.abs(sizes).max()
-    scale = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, jnp.abs(sizes), 1)), 0)
-    Q, R = factored(jnp.matmul(Y, W * scale, precision=_PRECISION))
-    C = jnp.matmul(R * jnp.sign(sizes), R.conj().T, precision=_PRECISION)
-    values, Z = _eigh_by_magnitude(C)
-    return Eigh(values - shift * jnp.sign(values), Q, Z)
-
-
-def _sorted_eigh(Q: Any, C: Any) -> Eigh:
-    values, Z = _eigh_by_magnitude(C)
-    return Eigh(values, Q, Z)
-
-
-@jax.jit
-def _eigh_by_magnitude(C: Any) -> tuple[Any, Any]:
-    values, Z = jnp.linalg.eigh((C + C.conj().T) / 2)
-    order = jnp.argsort(-jnp.abs(values))
-    return values[order], Z[:, order]
-
-
-def _size_of(owner: str, operator: LinearOperator) -> int:
-    check_operator(owner, operator)
-    m, n = operator.shape
-    if m != n or not operator.symmetric:
-        raise ValueError(
-            f"{owner}: operator must be symmetric, got shape {(m, n)} and symmetric="
-            f"{operator.symmetric}; use ssvd"
-        )
-    return n

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorgrad_jax.hessian.checks import check_flag, check_key, check_operator
-from tensorgrad_jax.hessian.decompositions import Eigh, Svd
+from tensorgrad_jax.hessian.eigenpairs import Eigh, Svd
 from tensorgrad_jax.hessian.operators import LinearOperator
 from tensorgrad_jax.projections.plain import not_negative, number, positive, shown, whole
 from tensorgrad_jax.random_matrices import Normal

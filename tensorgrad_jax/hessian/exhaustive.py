@@ -13,7 +13,8 @@ from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from tensorgrad_jax.hessian.curvature import hvp_operator
-from tensorgrad_jax.hessian.decompositions import Eigh, seigh
+from tensorgrad_jax.hessian.decompositions import seigh
+from tensorgrad_jax.hessian.eigenpairs import Eigh
 from tensorgrad_jax.hessian.gathering import ProblemOf, begin, trained
 from tensorgrad_jax.hessian.operators import LinearOperator
 from tensorgrad_jax.hessian.problems import Problem

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tensorgrad_jax.hessian.checks import check_key, check_mesh
-from tensorgrad_jax.hessian.decompositions import Eigh, _eigh_by_magnitude, _size_of
+from tensorgrad_jax.hessian.checks import check_key, check_mesh, symmetric_size
+from tensorgrad_jax.hessian.eigenpairs import Eigh, eigh_by_magnitude
 from tensorgrad_jax.hessian.mesh import by_columns, check_divides, in_rows
 from tensorgrad_jax.hessian.noise import Kind, Noise
 from tensorgrad_jax.hessian.operators import LinearOperator
@@ -59,7 +59,7 @@ def block_lanczos(
         C. Musco and C. Musco, Randomized block Krylov methods for stronger and faster approximate
         singular value decomposition, NeurIPS 2015.
     """
-    n = _size_of("block_lanczos", operator)
+    n = symmetric_size("block_lanczos", operator)
     check_key("block_lanczos", key)
     check_mesh("block_lanczos", mesh)
     whole("block_lanczos", "k", k, 1, n + 1)
@@ -91,7 +91,7 @@ def block_lanczos(
         if j + 1 < rounds:
             block_now = orthonormal_beside(V, W)
     # What is above the diagonal blocks was computed for every column; below it is its adjoint.
-    values, Z = _eigh_by_magnitude(_from_upper(T, block))
+    values, Z = eigh_by_magnitude(_from_upper(T, block))
     return Eigh(values[:k], V, Z[:, :k])
 
 

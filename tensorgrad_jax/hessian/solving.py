@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorgrad_jax.hessian import layout
-from tensorgrad_jax.hessian.decompositions import Eigh, eigh_of_core
+from tensorgrad_jax.hessian.cores import eigh_of_core
+from tensorgrad_jax.hessian.eigenpairs import Eigh
 from tensorgrad_jax.hessian.errors import PosteriorError, a_posteriori_error, post_bounds, scree
 from tensorgrad_jax.hessian.gathering import ProblemOf
 from tensorgrad_jax.hessian.layout import LayoutError

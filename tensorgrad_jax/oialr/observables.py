@@ -5,8 +5,9 @@ factor: the nearest matrix with orthonormal columns. For two times t and s,
 
     stability(t, s) = mean over j of cos(B_t[:, j], B_s[:, j]) = tr(B_t^H B_s) / n,
 
-in [-1, 1]. How the basis is mixed stands in R of W = Q R, diagonal positive. B is computed by
-Newton-Schulz iterations, products of matrices alone.
+in [-1, 1]. It is `subspaces.stability`, which divides by |B_t| |B_s| in place of n, so that weights of
+lower rank have one too. How the basis is mixed stands in R of W = Q R, diagonal positive. B is
+computed by Newton-Schulz iterations, products of matrices alone.
 
 Source: D. Coquelin et al., Harnessing Orthogonality to Train Low-Rank Neural Networks, arXiv
 2401.08505, section 3. How its figures map distances of R to similarities is in none of its files:
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from tensorgrad_jax.oialr.low_rank import as_matrix
+from tensorgrad_jax.subspaces import stability as stability
 from tensorgrad_jax.transforms.orthogonalize import TO_CONVERGENCE, polar_factors
 
 
@@ -38,23 +40,6 @@ def polar_factor(kernel: Inexact[Array, ...], rows: int = 1) -> Inexact[Array, "
     with jax.default_matmul_precision("highest"):
         factors = polar_factors(stacked, TO_CONVERGENCE, wide)
     return jax.lax.complex(factors[0], factors[1]) if len(parts) == 2 else factors[0]
-
-
-def stability(before: Inexact[Array, "m n"], after: Inexact[Array, "m n"]) -> Float[Array, ""]:
-    """Return the stability of two bases, tr(B^H C) / (|B| |C|) with Frobenius norms.
-
-    Of bases of full rank that is tr(B^H C) / n; of low-rank weights, the cosine of what there is.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> w = jnp.array([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-        >>> b = polar_factor(w)
-        >>> [round(float(stability(b, c)), 3) for c in (b, -b, polar_factor(w[::-1]))]
-        [1.0, -1.0, 0.5]
-    """
-    inner = jnp.sum(before.conj() * after).real
-    norm = jnp.linalg.norm(before) * jnp.linalg.norm(after)
-    return jnp.where(norm > 0, inner / jnp.where(norm > 0, norm, 1), 0)
 
 
 def mixing(kernel: Inexact[Array, ...], rows: int = 1) -> Inexact[Array, "n n"]:

@@ -14,14 +14,8 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit."""
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2)
+from tensorgrad_jax.command_line import OneLineParser
 
 
 def _number(kind, at_least):
@@ -39,8 +33,8 @@ def _number(kind, at_least):
     return convert
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m tensorgrad_jax.trak",
         description=(__doc__ or "").split("\n\n", 1)[0].split(": ", 1)[1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
