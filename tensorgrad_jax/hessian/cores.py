@@ -46,6 +46,19 @@ def eigh_of_core(Q: Any, M: Any, left: Any, right: Any) -> Eigh:
     return eigh_in_basis(Q, core_of(M, left, right))
 
 
+def singlepass(Q: Any, Y: Any, of_noise: Any) -> Eigh:
+    """Return the decomposition of A ~ Q C Q^H, with the C of least squares in C (Q^H V) = Q^H Y.
+
+    Args:
+        Q: orthonormal columns, (D, k).
+        Y: A V, (D, k).
+        of_noise: V^H Q, (k, k).
+    """
+    # Transposed, with V^H Q on the left.
+    C = least_squares(of_noise, jnp.matmul(Y.conj().T, Q, precision=_PRECISION))
+    return eigh_in_basis(Q, C.conj().T)
+
+
 def nystrom(Y: Any, V: Any) -> Eigh:
     """Return the decomposition of Y (V^H Y)^+ Y^H.
 
@@ -66,7 +79,8 @@ def nystrom(Y: Any, V: Any) -> Eigh:
     Q, R = factored(jnp.matmul(Y, W * scale, precision=_PRECISION))
     C = jnp.matmul(R * jnp.sign(sizes), R.conj().T, precision=_PRECISION)
     values, Z = eigh_by_magnitude(C)
-    return Eigh(values - shift * jnp.sign(values), Q, Z)
+    # What is smaller than the shift is rounding's own: zero, and the order by magnitude stays.
+    return Eigh(jnp.sign(values) * jnp.maximum(jnp.abs(values) - shift, 0), Q, Z)
 
 
 @jax.jit

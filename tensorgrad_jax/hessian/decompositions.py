@@ -38,7 +38,7 @@ from tensorgrad_jax.hessian.checks import (
     check_operator,
     symmetric_size,
 )
-from tensorgrad_jax.hessian.cores import core_of, eigh_of_core, least_squares, nystrom
+from tensorgrad_jax.hessian.cores import core_of, eigh_of_core, nystrom, singlepass
 from tensorgrad_jax.hessian.eigenpairs import Eigh, Svd, eigh_in_basis
 from tensorgrad_jax.hessian.mesh import by_columns, check_divides, everywhere, in_rows
 from tensorgrad_jax.hessian.noise import Kind, Noise
@@ -126,15 +126,12 @@ def seigh(
         V = right.block(key_right, range(count), operator.dtype)
         return nystrom(Y, V if mesh is None else in_rows(mesh, V))
     Q = orthonormal(Y)
-    product = lambda A, B: jnp.matmul(A.conj().T, B, precision=_PRECISION)
-    if recovery == "hmt":
-        multiply = operator.mm if mesh is None else by_columns(mesh, operator.mm)
-        AQ = _columns(multiply, Q, block_size)
-        AQ = AQ if mesh is None else in_rows(mesh, AQ)
-        return eigh_in_basis(Q, product(Q, AQ))
-    # C (Q^H V) = Q^H Y: transposed, least squares with V^H Q on the left.
-    C = least_squares(times(right, key_right, Q), product(Y, Q))
-    return eigh_in_basis(Q, C.conj().T)
+    if recovery == "singlepass":
+        return singlepass(Q, Y, times(right, key_right, Q))
+    multiply = operator.mm if mesh is None else by_columns(mesh, operator.mm)
+    AQ = _columns(multiply, Q, block_size)
+    AQ = AQ if mesh is None else in_rows(mesh, AQ)
+    return eigh_in_basis(Q, jnp.matmul(Q.conj().T, AQ, precision=_PRECISION))
 
 
 def ssvd(

@@ -6,8 +6,9 @@
 
 Every file holds the data sets "data" and "flags"; a flag is "initialized", "processing
 measurement...", or what a worker was told success is called ("measured"). Names, data sets, flags
-and compression are those of skerch (0.6 to 1.2), whose workers and these can read each other's
-files. What is added are attributes, which it does not look at: of which operator a column is.
+and compression are those of skerch up to 0.11, whose workers and these can read each other's files.
+From 0.12 on it splits matrices into blocks of rows, each its own file; such layouts are refused.
+What is added are attributes, which it does not look at: of which operator a column is.
 
 A column is written to a file beside and renamed: who is killed leaves the old column or the new
 one. Files are opened one by one, so that their number may exceed what a process may hold open;
@@ -246,11 +247,12 @@ def columns_of(virtual: Path) -> list[Path]:
     """Return the files of a virtual data set, in the order of its columns.
 
     Raises:
-        LayoutError: if it is none, or a file is missing.
+        LayoutError: if it is none or not split by columns, or a file is missing.
     """
     with opened(virtual) as file:
         if not file[DATA].is_virtual:
             raise LayoutError(f"{virtual}: is not a virtual data set, as ..._ALL.h5 files are")
+        check_columns(virtual, file[DATA])
         first = lambda source: source.vspace.get_select_bounds()[0]
         sources = sorted(file[DATA].virtual_sources(), key=lambda source: first(source)[-1])
         paths = [virtual.parent / source.file_name for source in sources]
@@ -258,6 +260,20 @@ def columns_of(virtual: Path) -> list[Path]:
         if not path.is_file():
             raise LayoutError(f"{virtual}: Subpath doesn't exist! {path}")
     return paths
+
+
+def check_columns(path: Path, data: Any) -> None:
+    """Raise LayoutError if this data set is a virtual one of anything but single columns."""
+    if not data.is_virtual:
+        return
+    rows = data.shape[0]
+    for source in data.virtual_sources():
+        (top, *left), (bottom, *right) = source.vspace.get_select_bounds()
+        if (top, bottom) != (0, rows - 1) or len(left) != 1 or left != right:
+            raise LayoutError(
+                f"{path}: {source.file_name} is not one column; layouts split by columns are read, "
+                "as skerch up to 0.11 writes them, those split by rows of 0.12 and later are not"
+            )
 
 
 def merge(

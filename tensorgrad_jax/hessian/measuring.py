@@ -186,6 +186,7 @@ def _check_layout(folder: Path, size: int, inner: int, outer: int) -> None:
     for kind, rows, count in ((layout.LEFT, size, outer), (layout.INNER, inner, inner)):
         path = layout.path_of(folder, kind, layout.ALL)
         with layout.opened(path) as file:
+            layout.check_columns(path, file[layout.DATA])
             shape = file[layout.DATA].shape
         if shape != (rows, count):
             raise LayoutError(
@@ -205,7 +206,7 @@ def reset(folder: Path, *, only_damaged: bool = False) -> int:
         How many.
 
     Raises:
-        LayoutError: if the folder holds no layout.
+        LayoutError: if the folder holds no layout, or one that is not split by columns.
     """
     count, kinds = 0, (layout.LEFT, layout.RIGHT, layout.INNER)
     found = [kind for kind in kinds if layout.path_of(folder, kind, layout.ALL).exists()]
@@ -213,6 +214,7 @@ def reset(folder: Path, *, only_damaged: bool = False) -> int:
         raise LayoutError(f"--hdf5dir: there is no layout in {folder}")
     for kind in found:
         with layout.opened(layout.path_of(folder, kind, layout.ALL)) as file:
+            layout.check_columns(layout.path_of(folder, kind, layout.ALL), file[layout.DATA])
             (rows, columns), dtype = file[layout.DATA].shape, str(file[layout.DATA].dtype)
         for i in range(columns):
             path = layout.path_of(folder, kind, i)

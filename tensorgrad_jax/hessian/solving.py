@@ -79,7 +79,11 @@ def _merged(settings: Solve, what: Recorded) -> tuple[np.ndarray, np.ndarray]:
             settings.INNER_MONOLITHIC or of_kind(layout.INNER, layout.MERGED),
         ),
     ]
-    shapes = [layout.shape_of(virtual) for virtual, _ in paths]
+    shapes = []
+    for virtual, _ in paths:
+        with layout.opened(virtual) as file:
+            layout.check_columns(virtual, file[layout.DATA])
+            shapes.append(file[layout.DATA].shape)
     (rows, outer), (inner, columns) = shapes
     if rows != what.size or inner != columns or outer > inner:
         raise LayoutError(

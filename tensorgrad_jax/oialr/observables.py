@@ -5,8 +5,8 @@ factor: the nearest matrix with orthonormal columns. For two times t and s,
 
     stability(t, s) = mean over j of cos(B_t[:, j], B_s[:, j]) = tr(B_t^H B_s) / n,
 
-in [-1, 1]. It is `subspaces.stability`, which divides by |B_t| |B_s| in place of n, so that weights of
-lower rank have one too. How the basis is mixed stands in R of W = Q R, diagonal positive. B is
+in [-1, 1]. It is `subspaces.stability`, which divides by |B_t| |B_s| in place of n, so that weights
+of lower rank have one too. How the basis is mixed stands in R of W = Q R, diagonal positive. B is
 computed by Newton-Schulz iterations, products of matrices alone.
 
 Source: D. Coquelin et al., Harnessing Orthogonality to Train Low-Rank Neural Networks, arXiv
