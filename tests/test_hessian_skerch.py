@@ -14,7 +14,7 @@ from tensorgrad_jax.hessian.cores import core_of, eigh_of_core, nystrom, singlep
 from tensorgrad_jax.hessian.eigenpairs import eigh_in_basis
 from tensorgrad_jax.hessian.layout import LayoutError
 from tensorgrad_jax.hessian.measuring import reset
-from tensorgrad_jax.hessian.orthogonal import orthonormal
+from tensorgrad_jax.hessian.orthogonal import factored, orthonormal
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = np.load(HERE / "golden" / "skerch.npz")
@@ -39,11 +39,11 @@ def symmetrised(A):
 def test_recoveries_are_those_of_skerch_for_its_own_random_vectors(kind):
     A, V, right, left = (jnp.asarray(GOLDEN[n]) for n in (kind, "V", "right", "left"))
     Y = A @ V
-    Q = orthonormal(Y)
+    Q, R = factored(Y)
     M = left @ (A @ right)
     found = {
         "hmt": eigh_in_basis(Q, Q.T @ A @ Q),
-        "singlepass": singlepass(Q, Y, V.T @ Q),
+        "singlepass": singlepass(Y, Q, R, V.T @ Q),
         "oversampled": eigh_of_core(Q, M, left @ Q, right.T @ Q),
     }
     if kind == "positive":
@@ -149,6 +149,19 @@ def test_its_tests_of_scree_bounds_hold(decay, tolerance):
     assert np.all(np.diff(lower) <= 0)
     assert np.all(np.diff(upper) <= 0)
     assert np.all(np.diff(upper - lower) <= 0)
+
+
+def test_directions_that_rounding_chose_do_not_spoil_a_single_pass():
+    """Rank 5 from 12 columns, and a basis whose rest is orthogonal to the noise."""
+    A = jnp.asarray(of_its_tests(40, 40, 5, np.float64, symmetric=True))
+    V = jnp.asarray(np.random.default_rng(0).standard_normal((40, 12)))
+    Y = A @ V
+    inside = orthonormal(Y[:, :5])
+    rest = np.linalg.svd(np.concatenate([inside, V], 1).T)[2][-7:].T
+    Q = jnp.concatenate([inside, rest], 1)
+    assert jnp.linalg.cond(V.T @ Q) > 1e12
+    found = singlepass(Y, Q, Q.T @ Y, V.T @ Q)
+    np.testing.assert_allclose(dense(found), A, atol=1e-12)
 
 
 @pytest.fixture

@@ -46,16 +46,23 @@ def eigh_of_core(Q: Any, M: Any, left: Any, right: Any) -> Eigh:
     return eigh_in_basis(Q, core_of(M, left, right))
 
 
-def singlepass(Q: Any, Y: Any, of_noise: Any) -> Eigh:
+def singlepass(Y: Any, Q: Any, R: Any, of_noise: Any) -> Eigh:
     """Return the decomposition of A ~ Q C Q^H, with the C of least squares in C (Q^H V) = Q^H Y.
 
+    Columns of Q where Y has nothing are left out of the equations: rounding chose them, and they
+    may make a square system as good as singular.
+
     Args:
-        Q: orthonormal columns, (D, k).
         Y: A V, (D, k).
+        Q: orthonormal columns, (D, k), of Y = Q R.
+        R: (k, k).
         of_noise: V^H Q, (k, k).
     """
-    # Transposed, with V^H Q on the left.
-    C = least_squares(of_noise, jnp.matmul(Y.conj().T, Q, precision=_PRECISION))
+    sizes = jnp.abs(jnp.diagonal(R))
+    kept = sizes > jnp.finfo(Y.dtype).eps * math.sqrt(Y.shape[0]) * sizes.max()
+    # Transposed, with V^H Q on the left; what is left out has zeros in the solution.
+    right = jnp.matmul(Y.conj().T, Q, precision=_PRECISION)
+    C = jnp.linalg.lstsq(of_noise * kept, right)[0]
     return eigh_in_basis(Q, C.conj().T)
 
 

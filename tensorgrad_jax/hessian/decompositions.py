@@ -43,7 +43,7 @@ from tensorgrad_jax.hessian.eigenpairs import Eigh, Svd, eigh_in_basis
 from tensorgrad_jax.hessian.mesh import by_columns, check_divides, everywhere, in_rows
 from tensorgrad_jax.hessian.noise import Kind, Noise
 from tensorgrad_jax.hessian.operators import LinearOperator
-from tensorgrad_jax.hessian.orthogonal import orthonormal
+from tensorgrad_jax.hessian.orthogonal import factored, orthonormal
 from tensorgrad_jax.projections.plain import check_choice, whole
 
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -125,9 +125,9 @@ def seigh(
     if recovery == "nystrom":
         V = right.block(key_right, range(count), operator.dtype)
         return nystrom(Y, V if mesh is None else in_rows(mesh, V))
-    Q = orthonormal(Y)
+    Q, R = factored(Y)
     if recovery == "singlepass":
-        return singlepass(Q, Y, times(right, key_right, Q))
+        return singlepass(Y, Q, R, times(right, key_right, Q))
     multiply = operator.mm if mesh is None else by_columns(mesh, operator.mm)
     AQ = _columns(multiply, Q, block_size)
     AQ = AQ if mesh is None else in_rows(mesh, AQ)

@@ -1,7 +1,7 @@
-"""What skerch 1.2 makes of its own synthetic matrices, and of a layout of files; for skerch.py.
+"""What skerch 1.2 makes of its own synthetic matrices, and of a layout of files; for sketches.py.
 
-    PYTHON validation/skerch_peer.py matrices OUT.npz      needs torch and skerch 1.2
-    PYTHON validation/skerch_peer.py files FOLDER
+    PYTHON validation/sketches_peer.py matrices OUT.npz      needs torch and skerch 1.2
+    PYTHON validation/sketches_peer.py files FOLDER
 
 Its tests decompose matrices of `exp` with a decay of 100, that is of a rank to rounding: the first
 half of the cases here, with its seeds, shapes, noises and recoveries. The other half are the
