@@ -4,22 +4,18 @@
     inner_0000000000.h5      (s,)    inner_ALL.h5      likewise (s, s)
     rightouter_...           (n,)    of operators that are not symmetric
 
-Every file holds the data sets "data" and "flags"; a flag is "initialized", "processing
-measurement...", or what a worker was told success is called ("measured"). Names, data sets, flags
-and compression are those of skerch up to 0.11, whose workers and these can read each other's files.
-From 0.12 on it splits matrices into blocks of rows, each its own file; such layouts are refused.
-What is added are attributes, which it does not look at: of which operator a column is.
+What a column's file holds is in columns.py. Names, data sets, flags and compression are those of
+skerch up to 0.11, whose workers and these can read each other's files. From 0.12 on it splits
+matrices into blocks of rows, each its own file; such layouts are refused.
 
-A column is written to a file beside and renamed: who is killed leaves the old column or the new
-one. Files are opened one by one, so that their number may exceed what a process may hold open;
-through the virtual file, columns beyond it would read as zeros without a word.
+Files are opened one by one, so that their number may exceed what a process may hold open; through
+the virtual file, columns beyond it would read as zeros without a word.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +23,28 @@ import h5py
 import numpy as np
 
 from tensorgrad_jax.data.folders import check_space
+from tensorgrad_jax.hessian.columns import ALL as ALL
+from tensorgrad_jax.hessian.columns import DATA as DATA
+from tensorgrad_jax.hessian.columns import FLAGS as FLAGS
+from tensorgrad_jax.hessian.columns import INITIAL as INITIAL
+from tensorgrad_jax.hessian.columns import INNER as INNER
+from tensorgrad_jax.hessian.columns import LEFT as LEFT
+from tensorgrad_jax.hessian.columns import MERGED as MERGED
+from tensorgrad_jax.hessian.columns import PROCESSING as PROCESSING
+from tensorgrad_jax.hessian.columns import RIGHT as RIGHT
+from tensorgrad_jax.hessian.columns import SUCCESS as SUCCESS
+from tensorgrad_jax.hessian.columns import LayoutError as LayoutError
+from tensorgrad_jax.hessian.columns import checked
+from tensorgrad_jax.hessian.columns import claimed as claimed
+from tensorgrad_jax.hessian.columns import flag_of as flag_of
+from tensorgrad_jax.hessian.columns import make_column as make_column
+from tensorgrad_jax.hessian.columns import opened as opened
+from tensorgrad_jax.hessian.columns import path_of as path_of
+from tensorgrad_jax.hessian.columns import read_column as read_column
+from tensorgrad_jax.hessian.columns import shape_of as shape_of
+from tensorgrad_jax.hessian.columns import write_column as write_column
 
-DATA, FLAGS = "data", "flags"
-INITIAL, PROCESSING, SUCCESS = "initialized", "processing measurement...", "measured"
-LEFT, RIGHT, INNER = "leftouter_{}.h5", "rightouter_{}.h5", "inner_{}.h5"
-ALL, MERGED = "ALL", "MERGED"
 DTYPES = ("float32", "float64", "complex64", "complex128")
-_LOCKS = "columns.lock"
-
-
-class LayoutError(ValueError):
-    """Files of a sketch are missing, damaged, or not what was asked for."""
-
-
-def path_of(folder: Path, kind: str, number: int | str) -> Path:
-    """Return the file of a column, or that of all ("ALL").
-
-    Args:
-        folder: of the layout.
-        kind: `LEFT`, `RIGHT` or `INNER`.
-        number: of the column.
-    """
-    return folder / kind.format(number if isinstance(number, str) else f"{number:010d}")
 
 
 def create(
@@ -119,128 +115,6 @@ def _virtual(folder: Path, kind: str, rows: int, count: int, dtype: str) -> Path
         file.create_virtual_dataset(DATA, data)
         file.create_virtual_dataset(FLAGS, flags)
     return path
-
-
-def _write(
-    path: Path, data: Any, flag: str, shape: tuple[int], dtype: str, of: str | None = None
-) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(beside, "w") as file:
-            made = file.create_dataset(
-                DATA, shape, dtype, maxshape=shape, chunks=shape, compression="lzf"
-            )
-            if data is not None:
-                made[:] = data
-            flags = file.create_dataset(
-                FLAGS, (1,), h5py.string_dtype(), maxshape=(1,), chunks=(1,), compression="lzf"
-            )
-            flags[:] = flag
-            if of is not None:
-                file.attrs["of"] = of
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-
-
-def write_column(path: Path, data: Any, flag: str, of: str) -> None:
-    """Replace a column's file.
-
-    Args:
-        path: of an existing column.
-        data: its numbers; None for zeros.
-        flag: its state.
-        of: names the operator and the noise that it is measured with.
-
-    Raises:
-        LayoutError: if there is no such column, or the numbers do not fit it.
-    """
-    shape, dtype = _shape_and_dtype(path)
-    if data is not None and np.shape(data) != shape:
-        raise LayoutError(f"{path}: holds {shape} numbers, got shape {np.shape(data)}")
-    if data is not None:
-        check_space(path.parent, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    _write(path, data, flag, shape, str(dtype), of)
-
-
-def make_column(path: Path, rows: int, dtype: str) -> None:
-    """Write a column's file anew, without numbers."""
-    _write(path, None, INITIAL, (rows,), dtype)
-
-
-def _shape_and_dtype(path: Path) -> tuple[tuple[int], Any]:
-    with opened(path) as file:
-        return file[DATA].shape, file[DATA].dtype
-
-
-def shape_of(path: Path) -> tuple[int, ...]:
-    """Return the shape of a file's data.
-
-    Raises:
-        LayoutError: see `opened`.
-    """
-    with opened(path) as file:
-        return file[DATA].shape
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Open a file of a layout for reading.
-
-    Raises:
-        LayoutError: if it is missing, damaged or another file.
-    """
-    if not path.is_file():
-        raise LayoutError(f"there is no file {path}")
-    try:
-        file: Any = h5py.File(path, "r")
-    except OSError as error:
-        raise LayoutError(f"{path} is damaged or no HDF5 file ({error})") from None
-    with file:
-        missing = [name for name in (DATA, FLAGS) if not isinstance(file.get(name), h5py.Dataset)]
-        if missing:
-            raise LayoutError(f"{path}: has no data set {' or '.join(missing)}")
-        try:
-            yield file
-        except (OSError, KeyError) as error:
-            raise LayoutError(f"{path} is damaged ({error})") from None
-
-
-def flag_of(path: Path) -> tuple[str, str | None]:
-    """Return the flag of a column and of which operator it is, if that is known.
-
-    Raises:
-        LayoutError: see `opened`.
-    """
-    with opened(path) as file:
-        return file[FLAGS][0].decode(), file.attrs.get("of")
-
-
-def read_column(path: Path, success: str | None = SUCCESS) -> np.ndarray:
-    """Return the numbers of a column.
-
-    Args:
-        path: of the column.
-        success: what its flag must be; None for anything.
-
-    Raises:
-        LayoutError: if it is missing, damaged, holds numbers that are not finite, or its flag is
-            another.
-    """
-    with opened(path) as file:
-        return _read(file, path, success)
-
-
-def _read(file: Any, path: Path, success: str | None) -> np.ndarray:
-    flag = file[FLAGS][0].decode()
-    if success is not None and flag != success:
-        raise LayoutError(f"{path}: Subfile flag not equal {success}! It is {flag!r}")
-    data = file[DATA][:]
-    if not np.all(np.isfinite(data)):
-        raise LayoutError(f"{path}: holds numbers that are not finite")
-    return data
 
 
 def columns_of(virtual: Path) -> list[Path]:
@@ -319,7 +193,7 @@ def merge(
                     owner = column.attrs.get("of")
                     if of is not None and owner is not None and owner != of:
                         raise LayoutError(f"{path}: is a measurement of {owner}, expected {of}")
-                    data[:, i] = _read(column, path, success)
+                    data[:, i] = checked(column, path, success)
                     flags[i] = column[FLAGS][0]
         os.replace(beside, out)
     except BaseException:
@@ -348,26 +222,3 @@ def read_merged(path: Path, success: str | None = SUCCESS) -> np.ndarray:
                 f"{path}: flag of column {wrong[0]} is {flags[wrong[0]]!r}, not {success!r}"
             )
         return file[DATA][:]
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Claim columns for this process; yield those that no other process holds.
-
-    A claim ends with the block, or with the process however it ends. It is a lock on a byte of
-    one file, which works on network file systems too.
-    """
-    if os.name != "posix":  # Windows has no such locks: two workers there must not share numbers
-        yield list(numbers)
-        return
-    import fcntl
-
-    with (folder / _LOCKS).open("a+b") as file:
-        mine = []
-        for number in numbers:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-            except OSError:
-                continue
-            mine.append(number)
-        yield mine
