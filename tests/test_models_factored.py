@@ -10,7 +10,7 @@ from flax import nnx
 from tensorgrad_jax.models import FNO, SpectralConv, factored, tensor_specs
 
 from tensorgrad_jax import oialr
-from tensorgrad_jax.projections.tucker_weight import TuckerWeight
+from tensorgrad_jax.projections import TuckerWeight
 
 GRIDS = {1: (16,), 2: (12, 9), 3: (6, 8, 5)}
 
