@@ -25,6 +25,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ RECOVERIES = ("hmt", "singlepass", "nystrom", "oversampled", *LANCZOS)
 OURS = {"ssrft": "srft"}
 
 
-def ours(about: dict, matrix: np.ndarray, noise: str, recovery: str) -> dict | None:
+def ours(about: dict, matrix: np.ndarray, noise: Any, recovery: Any) -> dict | None:
     """Return errors of our decomposition; None where there is none of this kind."""
     outer, inner, seed = about["outer"], about["inner"], about["seed"] % 2**31
     key, noise = jax.random.key(seed), OURS.get(noise, noise)
@@ -101,7 +102,7 @@ def exact_rank(result: dict) -> list[dict]:
             for c in result["cases"]
             if (c["of"], c["dtype"], c["family"]) == (of, dtype, "of its tests")
         ]
-        row = {"of": of, "dtype": dtype, "recovery": recovery}
+        row: dict[str, Any] = {"of": of, "dtype": dtype, "recovery": recovery}
         row["tolerance"] = result["tolerances"][dtype]
         for who in ("skerch", "ours"):
             found = [x for c in cases for x in c[who] if x["recovery"] == recovery]
