@@ -142,7 +142,9 @@ def over(runs: list[Row], base: list[Row], name: str = "test") -> list[float]:
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Return mean and standard error."""
+    """Return mean and standard error; nothing of no values."""
+    if not values:
+        return ""
     error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
     return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
 
