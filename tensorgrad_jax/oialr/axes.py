@@ -76,7 +76,7 @@ def leading_basis(core: Float[Array, "2 ..."], axis: int, rank: int) -> Float[Ar
     return jnp.where(values <= noise, 0, vectors)
 
 
-def axis_overlap(before: Float[Array, "d k"], after: Float[Array, "d k"]) -> Float[Array, ""]:
+def axis_overlap(before: Float[Array, "d j"], after: Float[Array, "d k"]) -> Float[Array, ""]:
     """Return the overlap of two subspaces, |A^T B|_F^2 over the smaller of their dimensions.
 
     A subspace that has only lost dimensions has an overlap of 1 with what it was: cutting ranks is

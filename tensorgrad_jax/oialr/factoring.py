@@ -89,21 +89,23 @@ def settled(
     done: dict[str, Axes] = {}
     others: dict[str, Any] = {}
     for name, ranks in waiting.items():
-        now = _look(leaves[name], kernels[name], ranks)
-        before = previous.get(name)
+        now, before = _look(leaves[name], kernels[name], ranks), previous.get(name)
         if ranks is None:
-            if before is not None and float(_stability(before, now)) >= config.threshold(False):
+            same = None if before is None else float(_stability(before, now))
+            if same is not None and same >= config.threshold(of_axes=False):
                 done[name] = None
             else:
                 others[name] = now
             continue
         overlaps = [None] * len(ranks) if before is None else _overlaps(before, now)
-        ready = [x is not None and float(x) >= config.threshold(True) for x in overlaps]
+        ready = [x is not None and float(x) >= config.threshold(of_axes=True) for x in overlaps]
+        split = lambda values, of, ready=ready: tuple(
+            x if of == ok else None for x, ok in zip(values, ready, strict=True)
+        )
         if any(ready):
-            done[name] = tuple(r if ok else None for r, ok in zip(ranks, ready, strict=True))
-        if left := [u is not None and not ok for u, ok in zip(now, ready, strict=True)]:
-            if any(left):
-                others[name] = tuple(u if keep else None for u, keep in zip(now, left, strict=True))
+            done[name] = split(ranks, True)
+        if any(u is not None for u in split(now, False)):
+            others[name] = split(now, False)
     return done, others
 
 
