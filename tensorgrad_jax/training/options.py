@@ -202,8 +202,8 @@ class FnoConfig(Options):
     low_rank_delay: Count = option(200, "the step at which they do, counted from 1")
     low_rank_frequency: Count = option(100, "steps between checks of their ranks")
     low_rank_cutoff: Below = option(0.1, "of the largest singular value, below which one is cut")
-    low_rank_freeze: Freeze = option("delay", "all at the delay, or each axis when it has settled")
-    low_rank_threshold: Fraction = option(0.99, "of the overlap from which on an axis has")
+    low_rank_freeze: Freeze = option("delay", "all at that step; stability: each axis once settled")
+    low_rank_threshold: Fraction = option(0.99, "overlap with the last check at which an axis is")
 
     def _rules(self):
         half = self.fno_block_weights_precision == "half" and self.fno_block_precision == "full"
