@@ -362,3 +362,50 @@ def test_kernels_of_ones_own_freeze_any_axis():
     for _ in range(4):
         trees = run.step(*trees)
     assert trees.params["w"].shape == (2, 2, 4, 6)
+
+
+def test_a_history_tells_of_every_axis_by_itself(tmp_path):
+    """Also of cores, and not of what ranks are cut by; files and pictures name the axes."""
+    w, history = fading(*SHAPE), oialr.History(oialr.spectral(0.5))
+    history.record(0, {NAME: w})
+    history.record(1, {NAME: turned(w, 3, 0.6)})
+    first, second = history.rows[-1].stability, turned(w, 3, 0.6)
+    assert list(first) == [f"{NAME} axis 2", f"{NAME} axis 3"] == list(history.rows[-1].axes)
+    expected = [axis_overlap(leading_basis(a, i, k), leading_basis(b, i, k))
+                for a, b, i, k in ((w, second, 1, 4), (w, second, 2, 3))]  # fmt: skip
+    np.testing.assert_allclose(list(first.values()), expected, atol=1e-6)
+    np.testing.assert_allclose(first[f"{NAME} axis 2"], 1, atol=1e-5)
+    assert 0.8 < first[f"{NAME} axis 3"] < 0.95
+    assert history.rows[-1].r_similarity[f"{NAME} axis 2"] == pytest.approx(1, abs=1e-4)
+    assert history.rows[-1].r_similarity[f"{NAME} axis 3"] < 0.95
+    x = factor_tensor(second, SHARES)
+    history.record(2, {NAME: x.S}, {NAME: x.without_core()})
+    np.testing.assert_allclose(list(history.rows[-1].stability.values()), 1, atol=0.02)
+    cut, _ = x.cut_rank(0.9)
+    assert min(cut.ranks()) < 3
+    history.record(3, {NAME: cut.S}, {NAME: cut.without_core()})
+    np.testing.assert_allclose(list(history.rows[-1].stability.values()), 1, atol=0.02)
+    files = oialr.stability_report(history, tmp_path)
+    assert all(f.exists() for f in files)
+    head = (tmp_path / "stability.csv").read_text().splitlines()[0]
+    assert head == f"step,{NAME} axis 2,{NAME} axis 3,mean"
+
+
+def test_matrices_and_tensors_in_one_history(tmp_path, monkeypatch):
+    kernels = lambda name, leaf: oialr.spectral(0.5)(name, leaf) or oialr.by_shape(name, leaf)
+    history = oialr.History(kernels, order=["b.kernel", f"a.{NAME}"])
+    for step in range(2):
+        tree = {"a": {NAME: fading(*SHAPE, seed=step)}, "b": {"kernel": normal(6, 6, seed=step)}}
+        history.record(step, tree)
+    row = history.rows[0]
+    assert list(row.stability) == ["b.kernel", f"a.{NAME} axis 2", f"a.{NAME} axis 3"]
+    assert -1 <= row.stability["b.kernel"] <= 1
+    labels = []
+    draw = lambda steps, rows, label, title, path: labels.append(label)
+    monkeypatch.setattr("tensorgrad_jax.oialr.heat_map.draw", draw)
+    oialr.stability_report(history, tmp_path)
+    only = [row._replace(stability={n: row.stability[n] for n in row.axes})]
+    oialr.stability_report(only, tmp_path)
+    assert labels[::2] == [
+        "stability of U V^T; overlap of leading subspaces", "overlap of leading subspaces"
+    ]  # fmt: skip

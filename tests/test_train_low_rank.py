@@ -26,7 +26,7 @@ def whole(data, tmp_path_factory):  # noqa: F811
     return runs / "whole"
 
 
-# Looks at steps 2, 5, 8, 11, 14: of the four axes some have frozen by step 8, and not all in the end.
+# Looks at steps 2, 5, ...: of the four axes some have frozen by step 8, and not all in the end.
 SETTLING = CORES | {
     "fno__low_rank_freeze": "stability", "fno__low_rank_threshold": 0.91,
     "fno__low_rank_delay": 2, "fno__low_rank_frequency": 3, "opt__learning_rate": 0.05,
