@@ -2,8 +2,9 @@
 
     python benchmarks/oialr.py [--peer PYTHON --checkout FOLDER] [--width 256] [--rounds 7]
 
-Training steps (AdamW) of two blocks of a vision transformer, and of an operator whose spectral
-weights are cores with that share of the channels. The peer is the original in PyTorch: an
+Training steps (AdamW) of two blocks of a vision transformer, and of two operators whose spectral
+weights are cores with that share of the channels, one small and one whose weights are large; "by
+the weight" makes the weights of their cores at every step. The peer is the original in PyTorch: an
 interpreter with torch, and a checkout of Helmholtz-AI-Energy/OIALR. Milliseconds are medians over
 the rounds; MiB what the compiled step holds beside its arguments. Writes
 results/<device>/oialr.json.
@@ -34,6 +35,11 @@ from interleaved import by_turns, summary, table, write  # noqa: E402
 from networks import Encoder  # noqa: E402
 
 TOKENS, BATCH, HEADS, BLOCKS = 64, 8, 4, 2
+# Of four layers on a grid of 64 x 64 points.
+OPERATORS = {
+    "operator": {"width": 32, "modes": 16, "batch": 8},
+    "wide operator": {"width": 64, "modes": 32, "batch": 4},
+}
 PARTS = (1, 2, 4, 8)
 
 
@@ -51,17 +57,17 @@ def transformer(width: int, part: int | None):
     return step_of(lambda p: jnp.mean((nnx.merge(graph, p, rest)(x) - 1) ** 2), nnx.as_pure(params))
 
 
-def operator(width: int, part: int | None):
+def operator(width: int, modes: int, batch: int, part: int | None, in_parts: bool = True):
     """Return a step of an operator with cores of width / part channels, None: dense."""
-    model = FNO((16, 16), 1, 1, width, n_layers=4, rngs=nnx.Rngs(0))
+    model = FNO((modes, modes), 1, 1, width, n_layers=4, rngs=nnx.Rngs(0))
     graph, variables = nnx.split(model, nnx.Param)
     params, bases = nnx.to_pure_dict(variables), {}
     if part is not None:
         share = 1 / part if part > 1 else 1 - 1e-9
         params, bases = oialr.low_rank(params, oialr.spectral(share), keep_last_layer=False)
-    x = jax.random.normal(jax.random.key(0), (BATCH, 64, 64, 1))
-    apply = lambda p: nnx.merge(graph, oialr.lift(p, bases, in_parts=True) if bases else p)(x)
-    return step_of(lambda p: jnp.mean((apply(p) - 1) ** 2), params)
+    x = jax.random.normal(jax.random.key(0), (batch, 64, 64, 1))
+    lifted = lambda p: oialr.lift(p, bases, in_parts) if bases else p
+    return step_of(lambda p: jnp.mean((nnx.merge(graph, lifted(p))(x) - 1) ** 2), params)
 
 
 def step_of(loss, params):
@@ -107,40 +113,47 @@ class Peer:
         return float(line)
 
 
+def named(part: int | None) -> str:
+    """Return what a rank is called."""
+    return "dense" if part is None else f"n/{part}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", help="an interpreter with torch")
     parser.add_argument("--checkout", help="folder of the original")
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--operator_width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     if (arguments.peer is None) != (arguments.checkout is None):
         parser.error("--peer and --checkout belong together")
     runs, facts = {}, {}
-    for what, make, width in (
-        ("transformer", transformer, arguments.width),
-        ("operator", operator, arguments.operator_width),
-    ):
+    for part in (None, *PARTS):
+        name = f"transformer {named(part)}"
+        runs[name], facts[name] = transformer(arguments.width, part)
+    for what, sizes in OPERATORS.items():
         for part in (None, *PARTS):
-            name = f"{what} {'dense' if part is None else f'n/{part}'}"
-            runs[name], facts[name] = make(width, part)
+            name = f"{what} {named(part)}"
+            runs[name], facts[name] = operator(**sizes, part=part)
+        name = f"{what} n/4 by the weight"
+        runs[name], facts[name] = operator(**sizes, part=4, in_parts=False)
     if arguments.peer is not None:
         peer = Peer(arguments.peer, arguments.checkout, arguments.width)
-        for part in ("dense", *(f"n/{p}" for p in PARTS)):
+        for part in map(named, (None, *PARTS)):
             runs[f"original {part}"] = functools.partial(peer.run, part)
     times, rows = by_turns(runs, arguments.rounds), {}
     print(f"{jax.devices()[0].device_kind}, width {arguments.width}, {arguments.rounds} rounds")
-    for what in dict.fromkeys(name.split()[0] for name in runs):
-        own = {name: values for name, values in times.items() if name.split()[0] == what}
-        found = summary(own, f"{what} dense")
-        print("\n" + table(found, f"{what} dense"))
-        rows |= {name: row | facts.get(name, {}) for name, row in found.items()}
+    for what in ("transformer", *OPERATORS, "original"):
+        own = {name: values for name, values in times.items() if name.startswith(what)}
+        if own:
+            found = summary(own, f"{what} dense")
+            print("\n" + table(found, f"{what} dense"))
+            rows |= {name: row | facts.get(name, {}) for name, row in found.items()}
     print("\n| | trained | MiB |\n|---|---|---|")
     for name, fact in facts.items():
         print(f"| {name} | {fact['trained']} | {fact['mib']:.0f} |")
-    sizes = {"width": arguments.width, "operator width": arguments.operator_width}
+    sizes = {"width": arguments.width, "operators": OPERATORS}
     write("oialr", sizes | {"rounds": arguments.rounds, "rows": rows})
 
 

@@ -15,7 +15,7 @@ import optax
 
 from tensorgrad_jax import oialr
 from tensorgrad_jax.oialr.kernels import named, renamed
-from tensorgrad_jax.projections.tucker_weight import TuckerWeight
+from tensorgrad_jax.projections import TuckerWeight
 
 
 def weights_of(params: Any) -> dict[str, Any]:

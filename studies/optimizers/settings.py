@@ -112,9 +112,29 @@ def with_polar_cores(sparse: float = 0.05) -> Build:
     return parts(core(inner, projection, on_refresh="keep"), polar(0.4))
 
 
-def averaged(share: float) -> tg.Tucker:
+def averaged(share: float, decay: float = 0.95) -> tg.Tucker:
     """Return Tucker bases of averaged Gram matrices, of the channels alone."""
-    return tg.Tucker((..., share, share), factors="real", gram_decay=0.95)
+    return tg.Tucker((..., share, share), factors="real", gram_decay=decay)
+
+
+def as_soap(share: float) -> Build:
+    """Return Adam in averaged bases with SOAP's decays, in those of the pointwise matrices too."""
+
+    def specs(params):
+        treedef = jax.tree.structure(params)
+        leaves = zip(
+            jax.tree.leaves(params), treedef.flatten_up_to(tensor_specs(params)), strict=True
+        )
+        of = lambda x: tg.TensorSpec() if x.ndim == 2 and min(x.shape) >= 8 else None
+        return treedef.unflatten([of(x) if spec is None else spec for x, spec in leaves])
+
+    # 10 steps between refreshes: .95 a step.
+    projection = averaged(share, 0.95**10)
+    options = {"update_proj_gap": 10, "b1": 0.95, "b2": 0.95, "specs": specs, "match_size": False}
+    return lambda task: optax.chain(
+        tg.projected_adamw(1.0, projection=projection, weight_decay=0.0, **options),
+        optax.scale(-1.0),
+    )
 
 
 COMPARED: dict[str, Build] = {
@@ -141,6 +161,8 @@ COMPARED: dict[str, Build] = {
     "Adam in averaged bases, channels halved": without_rate(
         tg.projected_adamw, projection=averaged(0.5), update_proj_gap=10
     ),
+    "Adam in averaged bases, as SOAP": as_soap(1.0),
+    "Adam in averaged bases, as SOAP, channels halved": as_soap(0.5),
     "SNSM": lambda task: peers.snsm(task.gap),
     "Adafactor, momentum": lambda task: baselines.adafactor(0.9),
     "Adam-mini": lambda task: peers.adam_mini(),

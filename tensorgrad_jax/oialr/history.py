@@ -115,8 +115,8 @@ class History:
                     labels = list(axis_labels(name, leaves[name].shape, kernel))
                     axes += labels
                 names += labels
-            values = [{n: float(found[what][n]) for n in names} for what in OBSERVABLES]
-            row = Row(step, *values, tuple(axes))
+            of = lambda what: {n: float(found[what][n]) for n in names}
+            row = Row(step, of("stability"), of("r_similarity"), of("r_distance"), tuple(axes))
             self.rows.append(row)
         self._last.append(observed)
         return row

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tensorgrad_jax.backend.batches import numbers_at_once
+from tensorgrad_jax.backend.pieces import blank
 
 # Numbers that the gradients of one chunk of examples may hold in all.
 CHUNK_NUMBERS = 2**22
@@ -60,11 +61,16 @@ def over_chunks(
         return jax.tree.map(jnp.add, sums, more), rows
 
     example = jax.tree.map(lambda x: x[0], first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, example))
-    sums, rows = jax.lax.scan(step, zeros[0], first)
+    # Sums wait for what is last among the arrays, in a backward pass a cotangent: otherwise those
+    # of all parameters would be there from the forward pass on.
+    last = jax.tree.leaves(arrays)[-1]
+    zeros = jax.tree.map(
+        lambda s: blank(s.shape, s.dtype, last), jax.eval_shape(function, example)[0]
+    )
+    sums, rows = jax.lax.scan(step, zeros, first)
     rows = jax.tree.map(lambda x: x.reshape(whole * size, *x.shape[2:]), rows)
     if rest:
-        more, last = function(jax.tree.map(lambda x: x[whole * size :], arrays))
+        more, rest_rows = function(jax.tree.map(lambda x: x[whole * size :], arrays))
         sums = jax.tree.map(jnp.add, sums, more)
-        rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rows, last)
+        rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rows, rest_rows)
     return sums, rows

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from tensorgrad_jax.backend.ordering import LARGE_BYTES, after
-from tensorgrad_jax.backend.pieces import over_pieces
+from tensorgrad_jax.backend.pieces import blank, over_pieces
 from tensorgrad_jax.per_example.chunks import (
     CHUNK_NUMBERS,
     chunk_size,
@@ -273,7 +273,7 @@ def _by_slabs(slabs: Slabs, leaf: Leaf, reduction: Reduction):
 
         struct = jax.eval_shape(lambda: part(0, slabs.width))
         add = lambda first, n, total: total + part(first, n)
-        total = jnp.zeros(struct.shape, struct.dtype)
+        total = blank(struct.shape, struct.dtype, d)
         total = over_pieces(add, viewed.shape[slabs.axis], slabs.width, total)
         return {index: total}, leaf_values, [d]
 
@@ -290,7 +290,7 @@ def _in_parts(function, batched, d, parts: int):
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, number)
         return total + function(jax.tree.map(cut, (batched, d)))
 
-    start = after(jnp.zeros(struct.shape, struct.dtype), d, LARGE_BYTES)
+    start = blank(struct.shape, struct.dtype, d)
     return over_pieces(add, len(d), -(-len(d) // parts), start)
 
 

@@ -10,4 +10,5 @@ from tensorgrad_jax.projections.planning import plan_ranks as plan_ranks
 from tensorgrad_jax.projections.random import RandomProjection as RandomProjection
 from tensorgrad_jax.projections.structured import StructuredSparse as StructuredSparse
 from tensorgrad_jax.projections.tucker import Tucker as Tucker
+from tensorgrad_jax.projections.tucker_weight import TuckerWeight as TuckerWeight
 from tensorgrad_jax.projections.unstructured import UnstructuredSparse as UnstructuredSparse
