@@ -141,8 +141,8 @@ def lift(params: PyTree, bases: Bases, in_parts: bool = False) -> PyTree:
     """
     leaves = named(params)
     nodes = {n: x.with_core(leaves[n]) for n, x in jax.lax.stop_gradient(bases).items()}
-    apart = lambda x: in_parts and isinstance(x, LowRankTensor)
-    return renamed(params, {n: x.parts() if apart(x) else x.weight() for n, x in nodes.items()})
+    of = lambda x: x.parts() if in_parts and isinstance(x, LowRankTensor) else x.weight()
+    return renamed(params, {n: of(x) for n, x in nodes.items()})
 
 
 @dataclasses.dataclass(frozen=True)
