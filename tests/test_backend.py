@@ -147,7 +147,8 @@ for path in pathlib.Path("tensorgrad_jax/backend").glob("*.py"):
         assert name == "backend", (path, name)
 for path in pathlib.Path("models").glob("*.py"):
     for line in re.findall(r"^(?:from|import) tensorgrad_jax.*", path.read_text(), re.M):
-        allowed = "from tensorgrad_jax.(backend|projections.leaf import TensorSpec)"
+        forms = "projections.(leaf import TensorSpec|tucker_weight import TuckerWeight)"
+        allowed = f"from tensorgrad_jax.(backend|{forms})"
         assert re.match(allowed, line), line
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -356,7 +356,7 @@ def test_decompositions_are_divided_among_devices():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     used = []
-    real = oialr.controller._cut_rank
+    real = oialr.checking._cut_rank
 
     def watched(x, fraction):
         used.append(sorted(d.id for d in x.S.sharding.device_set))
@@ -364,7 +364,7 @@ def test_decompositions_are_divided_among_devices():
 
     results = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oialr.controller, "_cut_rank", watched)
+        patch.setattr(oialr.checking, "_cut_rank", watched)
         for options in ({}, {"use_ddp": False}, {"distributed_updates": False}):
             used.clear()
             optimizer = optax.adam(1e-3)

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from tensorgrad_jax.models import FNO
 
+import tensorgrad_jax as tg
 from tensorgrad_jax import oialr
 from tensorgrad_jax.oialr.cost import chain_is_cheaper, chain_products, dense_products
 from tensorgrad_jax.oialr.layers import (
@@ -360,3 +361,11 @@ def test_trees_do_without_flax():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "oialr.wrap needs flax: pip install 'tensorgrad-jax[train]'\n"
+
+
+def test_an_optimizer_that_cannot_be_carried_is_refused_when_it_is_named():
+    layers = [nnx.Linear(64, 64, rngs=nnx.Rngs(i)) for i in range(3)]
+    model = nnx.Sequential(*layers)
+    optimizer = nnx.Optimizer(model, tg.scale_by_adam(mu_dtype=jnp.int8), wrt=nnx.Param)
+    with pytest.raises(ValueError, match=r"moments of 'layers\.0\.kernel' in 8 bits"):
+        oialr.wrap(model, oialr.Config(), optimizer)

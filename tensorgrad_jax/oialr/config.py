@@ -9,6 +9,7 @@ from tensorgrad_jax.oialr.moments import MOMENTS
 from tensorgrad_jax.projections.plain import check_choice, make_plain, number, whole
 
 UVH_THRESHOLD = 0.999
+AXIS_THRESHOLD = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Config:
         stability_frequency: steps between checks.
         delay: steps of dense training; at the step of that number, counted from 1, kernels become
             low-rank and the first check is made. Without warm-up, the step of the first check.
-        uvhthreshold: stability from which on a layer becomes low-rank; under `freeze="stability"`
-            alone.
+        uvhthreshold: stability from which on a layer becomes low-rank, and overlap from which on an
+            axis of a tensor gets its factor; under `freeze="stability"` alone. None: 0.999 for
+            layers, 0.99 for axes.
         sigma_cutoff_fraction: singular values below this share of the largest are cut off.
         keep_first_layer: the first layer worth factoring stays dense.
         keep_last_layer: the last layer worth factoring stays dense. A head of 10 classes behind
@@ -39,7 +41,8 @@ class Config:
         inner_dim_init_ratio: share of the singular values that is kept at first.
         freeze: "delay": all layers become low-rank at `delay`. "stability": each at the first
             check from `delay` on since whose predecessor its basis had at least the stability
-            `uvhthreshold`.
+            `uvhthreshold`; of a tensor every axis by itself, by the overlap of its leading
+            subspaces (`oialr.axes`), while the other axes stay whole.
         moments: what happens to the optimizer's moments, see `oialr.moments`: "transport",
             "zero", "zero+reset_count".
         bucket: physical sizes of cores are multiples of it, so that programs are compiled anew only
@@ -54,7 +57,7 @@ class Config:
 
     stability_frequency: int = 100
     delay: int = 1000
-    uvhthreshold: float = UVH_THRESHOLD
+    uvhthreshold: float | None = None
     sigma_cutoff_fraction: float = 0.1
     keep_first_layer: bool = False
     keep_last_layer: bool = True
@@ -86,7 +89,8 @@ class Config:
         share("sigma_cutoff_fraction", "[0, 1)", lambda x: 0 <= x < 1)
         for name in ("inner_dim_init_ratio", "network_layer_perc_step"):
             share(name, "(0, 1]", lambda x: 0 < x <= 1)
-        share("uvhthreshold", "[-1, 1]", lambda x: -1 <= x <= 1)
+        if self.uvhthreshold is not None:
+            share("uvhthreshold", "[-1, 1]", lambda x: -1 <= x <= 1)
         check_choice(owner, "freeze", self.freeze, ("delay", "stability"))
         check_choice(owner, "moments", self.moments, MOMENTS)
         for field in dataclasses.fields(self):
@@ -100,10 +104,16 @@ class Config:
                 "oialr: freeze='stability' needs delay >= 1 and full_rank_warmup=True, got "
                 f"delay={self.delay}, full_rank_warmup={self.full_rank_warmup}"
             )
-        if self.freeze == "delay" and self.uvhthreshold != UVH_THRESHOLD:
+        if self.freeze == "delay" and self.uvhthreshold not in (None, UVH_THRESHOLD):
             warnings.warn(
                 f"oialr: uvhthreshold={self.uvhthreshold} has no effect under freeze='delay', as "
                 "in the original; freeze='stability' uses it",
                 DeprecationWarning,
                 stacklevel=3,
             )
+
+    def threshold(self, of_axes: bool) -> float:
+        """Return the stability, or of axes of tensors the overlap, from which on they freeze."""
+        if self.uvhthreshold is not None:
+            return self.uvhthreshold
+        return AXIS_THRESHOLD if of_axes else UVH_THRESHOLD

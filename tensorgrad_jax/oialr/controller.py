@@ -6,17 +6,16 @@ asked before every step and mostly only counts.
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from tensorgrad_jax.oialr.checking import check_kernels
 from tensorgrad_jax.oialr.config import Config
+from tensorgrad_jax.oialr.factoring import Axes, factor_kernels, look_struct, settled, unfrozen
 from tensorgrad_jax.oialr.kernels import (
     Kernels,
     by_shape,
@@ -26,11 +25,9 @@ from tensorgrad_jax.oialr.kernels import (
     to_be_factored,
     working_layers,
 )
-from tensorgrad_jax.oialr.low_rank import LowRank, cut_rank
-from tensorgrad_jax.oialr.moments import Change, carried
-from tensorgrad_jax.oialr.observables import polar_factor, stability
-from tensorgrad_jax.oialr.tensors import ModesChange, change_of_factoring
-from tensorgrad_jax.oialr.trees import Bases, Node, ParamReport, empty, factored, param_report
+from tensorgrad_jax.oialr.moments import Change, carried, check_carriable
+from tensorgrad_jax.oialr.tensors import ModesChange
+from tensorgrad_jax.oialr.trees import Bases, Node, ParamReport, empty, param_report
 from tensorgrad_jax.oialr.trial import tried
 from tensorgrad_jax.projections.plain import shown
 
@@ -92,6 +89,8 @@ class Controller:
         checks: number of checks made.
         skips: how many checks a layer still skips, by name.
         events: what happened when.
+        previous: under `freeze="stability"` what the last look saw of kernels that are not
+            low-rank yet, or not along all axes: arrays, which belong into a checkpoint.
     """
 
     def __init__(
@@ -105,9 +104,10 @@ class Controller:
         self.steps = self.checks = 0
         self.skips: dict[str, int] = {}
         self.events: list[Event] = []
-        self.previous: dict[str, Any] = {}  # bases of dense layers at the last look at them
+        self.previous: dict[str, Any] = {}
         self._kernels, self._order = kernels, order
         self._trial: list[Any] | None = None  # of the optimizer, made once
+        self._carriable = False  # whether the optimizer's state has been looked at
         self._next = self.config.delay or self.config.stability_frequency
 
     def start(self, params: PyTree) -> tuple[PyTree, Bases]:
@@ -116,15 +116,22 @@ class Controller:
         Raises:
             ValueError: if no kernel can become low-rank.
         """
-        names = self._names(params)
+        names = self.names(params)
         if self.config.full_rank_warmup and self.config.delay > 0:
             return params, {}
-        trees = self._factor(Trees(params, {}, None), names)
+        trees = self._factor(Trees(params, {}, None), self._unfrozen(names, {}))
         return trees.params, trees.bases
 
     def step(self, params: PyTree, bases: Bases, opt_state: Any) -> Trees:
-        """Count a step that is about to be made, and do what is due before it."""
+        """Count a step that is about to be made, and do what is due before it.
+
+        Raises:
+            ValueError: at once if the optimizer keeps moments that cores cannot take over; see
+                also `update`.
+        """
         self.steps += 1
+        if not self._carriable:
+            self.check_optimizer(params, bases, opt_state)
         trees = Trees(params, bases, opt_state)
         return self.update(*trees) if self.config.step_on_forward else trees
 
@@ -136,12 +143,12 @@ class Controller:
     def record(self, bases: Bases) -> dict[str, Any]:
         """Return what a run needs beside its arrays to go on: plain numbers, for JSON.
 
-        Bases that dense layers are compared with (`previous`) are arrays, to be saved as such.
+        The arrays are parameters, bases, the optimizer's state and `previous`.
         """
         sizes = {name: x.size for name, x in bases.items()}
         return {
             "steps": self.steps, "checks": self.checks, "next": self._next,
-            "skips": dict(self.skips), "sizes": sizes,
+            "skips": dict(self.skips), "sizes": sizes, "previous": sorted(self.previous),
         }  # fmt: skip
 
     def restore(self, record: dict[str, Any], params: PyTree) -> tuple[PyTree, Bases]:
@@ -152,18 +159,24 @@ class Controller:
             params: parameters of the dense model, or their shapes.
 
         Returns:
-            parameters and bases as `jax.ShapeDtypeStruct`, into which arrays are to be read.
+            parameters and bases as `jax.ShapeDtypeStruct`, into which arrays are to be read, as
+            into those that `previous` then holds.
 
         Raises:
             ValueError: if the record is of another model.
         """
-        self._names(params)
-        for name in record["sizes"]:
+        names, looked = self.names(params), record.get("previous", [])
+        for name in [*record["sizes"], *looked]:
             if name not in self._found:
                 raise ValueError(f"oialr: the record's {shown(name)} is no kernel of this model")
+        cores, bases = empty(params, self._found, record["sizes"])
+        leaves, waiting = named(cores), self._unfrozen(names, bases)
+        if gone := [name for name in looked if name not in waiting]:
+            raise ValueError(f"oialr: nothing of {shown(gone[0])} is left to settle")
         self.steps, self.checks = int(record["steps"]), int(record["checks"])
         self._next, self.skips = int(record["next"]), dict(record["skips"])
-        return empty(params, self._found, record["sizes"])
+        self.previous = {n: look_struct(leaves[n], self._found[n], waiting[n]) for n in looked}
+        return cores, bases
 
     def update(self, params: PyTree, bases: Bases, opt_state: Any, force: bool = False) -> Trees:
         """Do what is due at this step; `force`: check now, whatever the step.
@@ -175,13 +188,15 @@ class Controller:
         due = self.steps >= self._next
         if not (force or self.due(bases)):
             return trees
-        names = self._names(params, bases)
-        missing = [n for n in names if n not in bases]
+        names = self.names(params, bases)
+        waiting = self._unfrozen(names, bases)
         if config.freeze == "stability":
-            if (due or force) and missing:
-                trees = self._factor(trees, self._settled(trees.params, missing))
-        elif missing and self.steps >= config.delay and (due or not trees.bases):
-            trees = self._factor(trees, missing)
+            if (due or force) and waiting:
+                args = named(params), self._found, waiting, self.previous, config
+                ready, self.previous = settled(*args)
+                trees = self._factor(trees, ready)
+        elif waiting and self.steps >= config.delay and (due or not trees.bases):
+            trees = self._factor(trees, waiting)
         if due:
             late = (self.steps - self._next) // config.stability_frequency
             self._next += config.stability_frequency * (1 + late)
@@ -189,7 +204,7 @@ class Controller:
             return trees
         return self._check(trees, [n for n in names if n in trees.bases])
 
-    def _names(self, params, bases=None) -> list[str]:
+    def names(self, params: PyTree, bases: Bases | None = None) -> list[str]:
         """Return the names of all kernels that are or will be low-rank, in network order."""
         known = {name: x.shape for name, x in (bases or {}).items()}
         leaves = named(params)
@@ -203,45 +218,28 @@ class Controller:
                 raise ValueError(f"order: {shown(unknown[0])} is no kernel of these parameters")
             kernels = {name: kernels[name] for name in self._order}
         self._found = kernels
-        shapes = {name: shaped[name].shape for name in kernels}
+        self._shapes = {name: shaped[name].shape for name in kernels}
         config = self.config
-        return to_be_factored(shapes, kernels, config.keep_first_layer, config.keep_last_layer)
+        return to_be_factored(
+            self._shapes, kernels, config.keep_first_layer, config.keep_last_layer
+        )
 
-    def _settled(self, params, names) -> list[str]:
-        """Return the layers whose basis has settled since the last look, and look at all."""
-        leaves, settled = named(params), []
-        for name in names:
-            basis = _polar_factor(leaves[name], self._found[name].rows)
-            before = self.previous.pop(name, None)
-            if before is not None and float(_stability(before, basis)) >= self.config.uvhthreshold:
-                settled.append(name)
-            else:
-                self.previous[name] = basis
-        return settled
+    def _unfrozen(self, names, bases) -> dict[str, Axes]:
+        return unfrozen(names, self._found, self._shapes, bases)
 
-    def _factor(self, trees: Trees, names: Sequence[str]) -> Trees:
-        config, leaves = self.config, named(trees.params)
-        finite = [n for n in names if bool(jnp.isfinite(leaves[n]).all())]
-        if spared := [n for n in names if n not in finite]:
-            warnings.warn(
-                f"oialr: {spared[0]!r} is not finite and stays dense ({len(spared)} such)",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        ratio, bucket = config.inner_dim_init_ratio, config.bucket
-        made = {n: _factored(leaves[n], self._found[n], ratio, bucket) for n in finite}
-        if not made:
-            return trees
-        after = renamed(trees.params, {name: x.S for name, x in made.items()})
-        changes = {n: self._change(n, x) for n, x in made.items()}
-        opt_state = self._carried(trees, after, changes, factoring=True)
-        bases = trees.bases | {name: x.without_core() for name, x in made.items()}
-        return self._noted("factored", made, Trees(after, bases, opt_state))
+    def check_optimizer(self, params: PyTree, bases: Bases, opt_state: Any) -> None:
+        """Refuse an optimizer whose state cannot be carried over, before anything is trained.
 
-    def _change(self, name: str, x: Node) -> Change | ModesChange:
-        if isinstance(x, LowRank):
-            return Change(x.U, x.Vt.conj().T, self._found[name].rows)
-        return change_of_factoring(x)
+        Raises:
+            ValueError: if it keeps moments of kernels in a form that cores cannot take over.
+        """
+        check_carriable(opt_state, self.names(params, bases))
+        self._carriable = True
+
+    def _factor(self, trees: Trees, meant: dict[str, Axes]) -> Trees:
+        leaves = named(trees.params)
+        made = factor_kernels(leaves, self._found, trees.bases, meant, self.config)
+        return self._changed("factored", trees, made) if made else trees
 
     def _check(self, trees: Trees, names: Sequence[str]) -> Trees:
         config = self.config
@@ -257,34 +255,21 @@ class Controller:
         if not working:
             return trees
         leaves = named(trees.params)
-        found = self._cut([trees.bases[n].with_core(leaves[n]) for n in working])
-        checked, changes = {}, {}
-        for name, (x, change) in zip(working, found, strict=True):
-            checked[name] = x.shrunk(config.bucket) if config.reinit_shapes else x
-            changes[name] = Change(*change) if isinstance(x, LowRank) else change
-        after = renamed(trees.params, {name: x.S for name, x in checked.items()})
-        opt_state = self._carried(trees, after, changes, factoring=False)
-        bases = trees.bases | {name: x.without_core() for name, x in checked.items()}
-        return self._noted("checked", checked, Trees(after, bases, opt_state))
+        found = check_kernels([trees.bases[n].with_core(leaves[n]) for n in working], config)
+        return self._changed("checked", trees, dict(zip(working, found, strict=True)))
 
-    def _cut(self, layers: list[Any]) -> list[tuple[Any, Any]]:
-        """Rotate and cut layers, each on a device of its own where the parameters lie on several.
-
-        Nothing waits in between: devices work at the same time.
-        """
-        config, found = self.config, []
-        divided = config.use_ddp and config.distributed_updates
-        for number, x in enumerate(layers):
-            sharding = x.S.sharding
-            devices = sorted(sharding.addressable_devices, key=lambda d: d.id)
-            if divided and len(devices) > 1 and sharding.is_fully_replicated:
-                moved = jax.device_put(x, devices[number % len(devices)])
-                y, change = _cut_rank(moved, config.sigma_cutoff_fraction)
-                y = jax.device_put(y, jax.tree.map(lambda a: a.sharding, x))
-                found.append((y, jax.device_put(change, sharding)))
-            else:
-                found.append(_cut_rank(x, config.sigma_cutoff_fraction))
-        return found
+    def _changed(
+        self, what: str, trees: Trees, made: dict[str, tuple[Node, Change | ModesChange]]
+    ) -> Trees:
+        """Return the trees with kernels in their new forms, and note it as an event."""
+        after = renamed(trees.params, {name: x.S for name, (x, _) in made.items()})
+        changes = {name: change for name, (_, change) in made.items()}
+        opt_state = self._carried(trees, after, changes, factoring=what == "factored")
+        bases = trees.bases | {name: x.without_core() for name, (x, _) in made.items()}
+        report = param_report(after, bases)
+        ranks = {name: report.ranks[name] for name in made}
+        self.events.append(Event(self.steps, what, ranks, report))
+        return Trees(after, bases, opt_state)
 
     def _carried(self, trees, after, changes, factoring):
         if trees.opt_state is None:
@@ -295,22 +280,3 @@ class Controller:
             self._trial = [tried(self.optimizer, trees.params)]
         args = (self.optimizer, trees.opt_state, trees.params, after, changes)
         return carried(*args, self.config.moments, factoring, self._trial[0])
-
-    def _noted(self, what, layers, trees: Trees) -> Trees:
-        report = param_report(trees.params, trees.bases)
-        ranks = {name: report.ranks[name] for name in layers}
-        self.events.append(Event(self.steps, what, ranks, report))
-        return trees
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _cut_rank(x, fraction):
-    if isinstance(x, LowRank):
-        y, rotation, _ = cut_rank(x, fraction)
-        return y, rotation
-    return x.cut_rank(fraction)
-
-
-_factored = jax.jit(factored, static_argnums=(1, 2, 3))
-_polar_factor = jax.jit(polar_factor, static_argnums=1)
-_stability = jax.jit(stability)

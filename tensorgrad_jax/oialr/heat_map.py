@@ -52,7 +52,8 @@ def draw(
     )  # fmt: skip
     # Every name once the rows have room, always the first and the last layer.
     shown = range(0, len(names), max(1, len(names) // 40))
-    below.set_yticks(list(shown), [names[i].removesuffix(".kernel") for i in shown])
+    short = lambda name: name.removesuffix(".kernel").replace(".spectral_weight axis", " axis")
+    below.set_yticks(list(shown), [short(names[i]) for i in shown])
     ticks = range(0, len(steps), max(1, len(steps) // 8))
     below.set_xticks(list(ticks), [str(steps[i]) for i in ticks])
     below.tick_params(labelsize="x-small")

@@ -13,7 +13,7 @@ import jax
 from jaxtyping import PyTree
 
 from tensorgrad_jax.oialr.kernels import Kernels, by_shape, kernels_of, named
-from tensorgrad_jax.oialr.observables import Observation, compare, observe
+from tensorgrad_jax.oialr.observables import Observation, axis_labels, compare, observe
 from tensorgrad_jax.oialr.trees import Bases, lift
 from tensorgrad_jax.projections.plain import shown, whole
 
@@ -25,21 +25,26 @@ class Row(NamedTuple):
 
     Attributes:
         step: of this record.
-        stability: of every kernel by name, in [-1, 1].
+        stability: of every kernel by name, in [-1, 1]; of axes the overlap, in [0, 1].
         r_similarity: likewise, in (0, 1].
         r_distance: likewise, of the norm's size.
+        axes: which of the names are labels of tensors' axes.
     """
 
     step: int
     stability: dict[str, float]
     r_similarity: dict[str, float]
     r_distance: dict[str, float]
+    axes: tuple[str, ...] = ()
 
 
 class History:
     """Stability and similarity of R of all kernels of a model, record by record.
 
-    Works with any model and optimizer: `record` is given the parameters. Between records it keeps
+    Works with any model and optimizer: `record` is given the parameters. A tensor, which is no
+    matrix (`kernels=oialr.spectral(0.5)`), is looked at axis by axis: for every axis with a share
+    below 1 there is a column "name axis 3" with the overlap of its leading subspaces, and what R is
+    of its unfolding. Between records it keeps
     the bases and mixing matrices of the last `lag` ones, each as large as the kernels and more.
 
     Args:
@@ -83,7 +88,7 @@ class History:
             ValueError: if no parameter is a kernel, or if one has changed its shape.
         """
         dense = lift(params, bases) if bases else params
-        rows = {name: kernel.rows for name, kernel in kernels_of(dense, self._kernels).items()}
+        rows = kernels_of(dense, self._kernels)
         if not rows:
             raise ValueError("history: no parameter is a kernel")
         if self._order is not None:
@@ -102,16 +107,24 @@ class History:
         if len(self._last) == self._lag:
             found = jax.device_get(_compared(self._last[0], observed))
             # In the order of the network: a compiled function returns dictionaries sorted.
-            values = [{n: float(found[what][n]) for n in rows} for what in OBSERVABLES]
-            row = Row(step, *values)
+            names: list[str] = []
+            axes: list[str] = []
+            for name, kernel in rows.items():
+                labels = [name]
+                if kernel.shares is not None:
+                    labels = list(axis_labels(name, leaves[name].shape, kernel))
+                    axes += labels
+                names += labels
+            of = lambda what: {n: float(found[what][n]) for n in names}
+            row = Row(step, of("stability"), of("r_similarity"), of("r_distance"), tuple(axes))
             self.rows.append(row)
         self._last.append(observed)
         return row
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _observed(leaves, rows):
-    return observe(leaves, dict(rows))
+def _observed(leaves, kernels):
+    return observe(leaves, dict(kernels))
 
 
 _compared = jax.jit(compare)
@@ -123,7 +136,8 @@ def stability_report(
     """Write what a history has: tables, and heat maps of layer by step with their mean curves.
 
     `stability.csv`, `r_similarity.csv` and `r_distance.csv` have a line per record, a column per
-    layer and one of their mean; the first two are also drawn, as `.png`.
+    layer (of a tensor one per axis, "name axis 3") and one of their mean; the first two are also
+    drawn, as `.png`.
 
     Args:
         history: a `History`, or its rows.
@@ -150,10 +164,11 @@ def stability_report(
     if images:
         from tensorgrad_jax.oialr.heat_map import draw
 
-        for what, label in (
-            ("stability", "stability of U V^T"),
-            ("r_similarity", "similarity of R"),
-        ):
+        names, axes = rows[0].stability.keys(), set(rows[0].axes)
+        overlap = "overlap of leading subspaces"
+        both = f"stability of U V^T; {overlap}"
+        stable = both if axes and names - axes else overlap if axes else "stability of U V^T"
+        for what, label in (("stability", stable), ("r_similarity", "similarity of R")):
             files.append(folder / f"{what}.png")
             draw([r.step for r in rows], [getattr(r, what) for r in rows], label, title, files[-1])
     return files

@@ -20,10 +20,14 @@ for a while. At a check moments stay as they are, in bases that are no longer th
 
 "zero+reset_count": where a kernel becomes low-rank, the states that hold its moments start anew
 for all parameters, counts included.
+
+Moments that lie in a subspace of their own, with a basis beside them, or in 8 bits, are refused
+(`check_carriable`): what they would have to become is known to their transformation alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +40,11 @@ from tensorgrad_jax.oialr.kernels import named
 from tensorgrad_jax.oialr.low_rank import as_matrix, transport, transport_squares
 from tensorgrad_jax.oialr.tensors import ModesChange
 from tensorgrad_jax.oialr.trial import Tried
+from tensorgrad_jax.projections.plain import shown
+from tensorgrad_jax.transforms.eight_bits import EightBits
 from tensorgrad_jax.transforms.moment_dicts import at
 from tensorgrad_jax.transforms.roles import KNOWN, Role
+from tensorgrad_jax.transforms.subspace import InSubspaceState
 
 MOMENTS = ("transport", "zero", "zero+reset_count")
 
@@ -62,6 +69,39 @@ class Change(NamedTuple):
     def squares(self, moment: Any) -> Any:
         """Return a mean of squares in the new coordinates."""
         return transport_squares(as_matrix(moment, self.rows), self.P, self.Q)
+
+
+def check_carriable(state: optax.OptState, names: Sequence[str]) -> None:
+    """Refuse an optimizer's state whose moments cores cannot take over.
+
+    Args:
+        state: for parameters in which kernels may be dense yet.
+        names: of the kernels that are or will be low-rank.
+
+    Raises:
+        ValueError: if moments of one of them lie in the subspace of a projection, or in 8 bits.
+    """
+    of_its_own = lambda x: isinstance(x, InSubspaceState | EightBits)
+    kernels = set(names)
+    for path, x in jax.tree_util.tree_leaves_with_path(state, is_leaf=of_its_own):
+        where = jax.tree_util.keystr(path, simple=True, separator=".") or "the state"
+        if isinstance(x, InSubspaceState):
+            if inside := sorted(kernels & x.basis.keys()):
+                raise ValueError(
+                    f"oialr: in_subspace ({where}) keeps moments of {shown(inside[0])} in a "
+                    "subspace of its own, which a core cannot take over: leave the kernels out of "
+                    "its specs, or train with what keeps whole moments, as optax.adamw or "
+                    "tensor_muon(learning_rate, None)"
+                )
+            check_carriable(x.inner, names)
+        elif isinstance(x, EightBits):
+            own = ".".join(_words(path))
+            if found := [n for n in names if f".{own}".endswith(f".{n}")]:
+                raise ValueError(
+                    f"oialr: the optimizer keeps moments of {shown(found[0])} in 8 bits "
+                    f"({where}), which a core cannot take over: choose mu_dtype=jnp.bfloat16 or "
+                    "None"
+                )
 
 
 def _squares_about(change: Any, squares: Any, mean: Any, ratio: float) -> Any:

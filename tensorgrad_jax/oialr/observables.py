@@ -16,12 +16,15 @@ Source: D. Coquelin et al., Harnessing Orthogonality to Train Low-Rank Neural Ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
+from tensorgrad_jax.oialr.axes import axis_overlap, leading_basis, unfolding, without_factor
+from tensorgrad_jax.oialr.kernels import Kernel
 from tensorgrad_jax.oialr.low_rank import as_matrix
 from tensorgrad_jax.subspaces import stability as stability
 from tensorgrad_jax.transforms.orthogonalize import TO_CONVERGENCE, polar_factors
@@ -78,25 +81,50 @@ def r_similarity(before: Inexact[Array, "n n"], after: Inexact[Array, "n n"]) ->
 
 
 class Observation(NamedTuple):
-    """Basis and mixing matrix of every kernel, by name."""
+    """What is known of kernels at one time.
+
+    Attributes:
+        bases: polar factor of every matrix, by name.
+        mixing: R of every matrix, and of the unfoldings of tensors, by name or label.
+        leading: leading basis of every axis of a tensor, by label.
+    """
 
     bases: dict[str, Any]
     mixing: dict[str, Any]
+    leading: dict[str, Any]
 
 
-def observe(leaves: dict[str, Any], rows: dict[str, int]) -> Observation:
-    """Return bases and mixing matrices of the kernels whose rows are given."""
-    return Observation(
-        {name: polar_factor(leaves[name], n) for name, n in rows.items()},
-        {name: mixing(leaves[name], n) for name, n in rows.items()},
-    )
+def axis_labels(name: str, shape: Sequence[int], kernel: Kernel) -> dict[str, tuple[int, int]]:
+    """Return of a tensor's axes that are to have factors place and rank, by the label of each.
+
+    In labels the axis of real and imaginary part is number 0; places begin behind it.
+    """
+    ranks = without_factor(shape, kernel.shares or ())
+    return {f"{name} axis {i + 1}": (i, r) for i, r in enumerate(ranks) if r is not None}
+
+
+def observe(leaves: dict[str, Any], kernels: dict[str, Kernel]) -> Observation:
+    """Return what is known of kernels now: of matrices as such, of tensors axis by axis."""
+    bases, mixed, leading = {}, {}, {}
+    for name, kernel in kernels.items():
+        w = leaves[name]
+        if kernel.shares is None:
+            bases[name], mixed[name] = polar_factor(w, kernel.rows), mixing(w, kernel.rows)
+            continue
+        for label, (axis, rank) in axis_labels(name, w.shape, kernel).items():
+            leading[label], mixed[label] = leading_basis(w, axis, rank), mixing(unfolding(w, axis))
+    return Observation(bases, mixed, leading)
 
 
 def compare(before: Observation, after: Observation) -> dict[str, dict[str, Any]]:
-    """Return `stability`, `r_similarity` and `r_distance` of every kernel, by these words."""
+    """Return `stability`, `r_similarity` and `r_distance` of every kernel, by these words.
+
+    The stability of an axis is the overlap of its leading subspaces, see `oialr.axes`.
+    """
     found = {name: r_similarity(r, after.mixing[name]) for name, r in before.mixing.items()}
+    axes = {n: axis_overlap(a, after.leading[n]) for n, a in before.leading.items()}
     return {
-        "stability": {n: stability(b, after.bases[n]) for n, b in before.bases.items()},
+        "stability": {n: stability(b, after.bases[n]) for n, b in before.bases.items()} | axes,
         "r_similarity": {n: x.similarity for n, x in found.items()},
         "r_distance": {n: x.distance for n, x in found.items()},
     }

@@ -9,6 +9,9 @@ and the complex core S is trained, as real and imaginary part like W. Axes may s
 frequencies usually do, and the two axes of channels have factors. A check turns each factor into
 the left singular vectors of the core's unfolding of that axis (HOSVD of the core), and cuts its
 rank by the rule for matrices. Ranks are per axis, the same for real and imaginary part.
+
+Axes get their factors together or each at its own time (`with_factors`): a core is a tensor like
+the weight, and its unfolding along an axis without factor has the weight's left singular vectors.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tensorgrad_jax.oialr import axes
 from tensorgrad_jax.oialr.rank_rule import new_rank
 from tensorgrad_jax.projections import mode_products
 from tensorgrad_jax.projections.leading import PRECISION
@@ -141,18 +145,41 @@ def factor_tensor(weight: Float[Array, "2 ..."], shares: Sequence[float]) -> Low
         weight: (2, d_1, ..., d_n).
         shares: for every axis the share of its size that is kept, at least one; 1: it stays whole.
     """
-    dims = weight.shape[1:]
-    ranks = [max(1, int(share * d)) for share, d in zip(shares, dims, strict=True)]
-    wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
-    factors = mode_products.sequentially_truncated(Pair(wide), ranks, real_factors=True)
-    core = mode_products.project(Pair(wide), factors)
-    S = jnp.stack([core.real, core.imag]).astype(weight.dtype)
-    return LowRankTensor(factors, S, jnp.array(ranks, jnp.int32), tuple(weight.shape))
+    x = whole(weight)
+    return with_factors(x, axes.without_factor(x.shape, shares))[0]
 
 
-def change_of_factoring(x: LowRankTensor) -> ModesChange:
-    """Return how moments of the weight become those of the core."""
-    return ModesChange(tuple(x.factors))
+def whole(weight: Any) -> LowRankTensor:
+    """Return a weight in which no axis has a factor: it is its own core."""
+    dims = tuple(weight.shape[1:])
+    return LowRankTensor(
+        (None,) * len(dims), weight, jnp.array(dims, jnp.int32), tuple(weight.shape)
+    )
+
+
+def with_factors(
+    x: LowRankTensor, ranks: Sequence[int | None]
+) -> tuple[LowRankTensor, ModesChange]:
+    """Give some axes that are whole their factors, and leave the others what they are.
+
+    A factor is made of the leading left singular vectors of the core's unfolding; where several
+    axes get theirs, one after the other, of the core that the one before has left.
+
+    Args:
+        x: with its core.
+        ranks: for every axis the rank that it gets; None: it stays as it is.
+
+    Returns:
+        the tensor, and how moments of its core become those of the new core.
+    """
+    wide = x.S.astype(jnp.promote_types(x.S.dtype, jnp.float32))
+    sizes = [p if r is None else r for r, p in zip(ranks, x.S.shape[1:], strict=True)]
+    made = mode_products.sequentially_truncated(Pair(wide), sizes, real_factors=True)
+    change = ModesChange(tuple(made))
+    factors = tuple(u if v is None else v for u, v in zip(x.factors, made, strict=True))
+    new = [x.rank[i] if r is None else r for i, r in enumerate(ranks)]
+    rank = jnp.stack([jnp.asarray(r, jnp.int32) for r in new])
+    return LowRankTensor(factors, change.linear(x.S), rank, x.shape), change
 
 
 def _times_each(x: Array, matrices: Sequence[Any]) -> Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from tensorgrad_jax.oialr.axes import first_ranks
 from tensorgrad_jax.oialr.kernels import (
     Kernel,
     Kernels,
@@ -114,12 +115,13 @@ def _empty(name: str, leaf: Any, kernel: Kernel, size: Any) -> tuple[Any, Node]:
     dims = leaf.shape[1:]
     if not isinstance(size, list) or len(size) != len(dims):
         raise wrong
-    if not all(1 <= p <= d for p, d in zip(size, dims, strict=True)):
+    # An axis of its whole size has no factor, or none yet; with one it begins smaller.
+    first = first_ranks(leaf.shape, kernel.shares)
+    if not all(p == d or 1 <= p <= r < d for p, d, r in zip(size, dims, first, strict=True)):
         raise wrong
     wide = jnp.promote_types(leaf.dtype, jnp.float32)
-    whole = [max(1, int(s * d)) == d for s, d in zip(kernel.shares, dims, strict=True)]
     factors = tuple(
-        None if w else struct(d, p, dtype=wide) for w, d, p in zip(whole, dims, size, strict=True)
+        None if p == d else struct(d, p, dtype=wide) for d, p in zip(dims, size, strict=True)
     )
     rank = struct(len(dims), dtype=jnp.int32)
     return struct(2, *size), LowRankTensor(factors, None, rank, leaf.shape)
@@ -139,8 +141,8 @@ def lift(params: PyTree, bases: Bases, in_parts: bool = False) -> PyTree:
     """
     leaves = named(params)
     nodes = {n: x.with_core(leaves[n]) for n, x in jax.lax.stop_gradient(bases).items()}
-    lifted = lambda x: x.parts() if in_parts and isinstance(x, LowRankTensor) else x.weight()
-    return renamed(params, {name: lifted(x) for name, x in nodes.items()})
+    of = lambda x: x.parts() if in_parts and isinstance(x, LowRankTensor) else x.weight()
+    return renamed(params, {n: of(x) for n, x in nodes.items()})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,12 @@ class Wrapped:
 
         If it was made of the dense model, and layers are low-rank from the beginning, its state is
         made anew.
+
+        Raises:
+            ValueError: if it keeps moments of kernels in a form that cores cannot take over.
         """
+        state = nnx.as_pure(optimizer.opt_state)
+        self.controller.check_optimizer(self.params, self.bases, state)
         self._optimizer, self.controller.optimizer = optimizer, optimizer.tx
         if self.controller.steps == 0 and self.bases:
             self._begin_state()

@@ -99,7 +99,7 @@ def load_run(folder: Path, data_root: str | None = None) -> TrainedRun:
     training = build_training(config, data)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        training.state, record = checkpoints.restore(training.state_of)
+        record = training.restore(checkpoints)
         training.position = record.position
     except CheckpointError as error:
         raise ConfigError(f"--run {folder}: {error}") from error

@@ -229,7 +229,10 @@ def build_low_rank(
     fno = config.fno
     if fno.low_rank is None:
         return None
+    settling = fno.low_rank_freeze == "stability"
     options = oialr.Config(
+        freeze=fno.low_rank_freeze,
+        uvhthreshold=fno.low_rank_threshold if settling else None,
         delay=fno.low_rank_delay,
         stability_frequency=fno.low_rank_frequency,
         sigma_cutoff_fraction=fno.low_rank_cutoff,

@@ -146,12 +146,34 @@ class Training:
         state = self.state
         return _lifted(state.params, state.bases) if state.bases else state.params
 
-    def state_of(self, record: Record) -> TrainState:
-        """Return the shapes and dtypes of a checkpoint's state, whose record this is.
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint of where the training stands.
 
         Raises:
-            CheckpointError: if there are cores of other parameters in it.
+            StorageError: if it could not be written.
         """
+        state, record = self.state, None
+        if self.low_rank is not None:
+            record = self.low_rank.record(state.bases)
+            if record["previous"]:  # what axes are compared with that have not settled yet
+                state = state._replace(bases=(state.bases, self.low_rank.previous))
+        checkpoints.save(state, self.position, self.rows, record)
+
+    def restore(self, checkpoints: Checkpoints) -> Record:
+        """Bring the state to where the newest intact checkpoint is, and return its record.
+
+        Raises:
+            CheckpointError: if there is none that fits, also if it has cores of other parameters.
+        """
+        state, record = checkpoints.restore(self._struct_of)
+        if self.low_rank is not None and self.low_rank.previous:
+            bases, self.low_rank.previous = state.bases
+            state = state._replace(bases=bases)
+        self.state = state
+        return record
+
+    def _struct_of(self, record: Record) -> TrainState:
+        """Return the shapes and dtypes of a checkpoint's state, whose record this is."""
         if self.low_rank is None or record.low_rank is None:
             return self.state
         try:
@@ -159,7 +181,9 @@ class Training:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"a checkpoint's cores do not fit: {error}") from error
         opt_state = jax.eval_shape(self._optimizer.init, params)
-        return self.state._replace(params=params, opt_state=opt_state, bases=bases)
+        previous = self.low_rank.previous
+        saved: Any = (bases, previous) if previous else bases
+        return self.state._replace(params=params, opt_state=opt_state, bases=saved)
 
     def fit(
         self,
@@ -221,13 +245,9 @@ class Training:
         due = self.position.epoch % save_every == 0
         last = self.position.epoch == n_epochs
         if checkpoints is not None and (due or last or not finished or interrupts.received):
-            checkpoints.save(self.state, self.position, self.rows, self.low_rank_record())
+            self.save(checkpoints)
         if interrupts.received and not last:
             raise InterruptedRunError(f"stopped after step {self.position.step}")
-
-    def low_rank_record(self) -> dict[str, Any] | None:
-        """Return what a checkpoint must tell of cores beside the arrays."""
-        return None if self.low_rank is None else self.low_rank.record(self.state.bases)
 
     def _change_ranks(self) -> None:
         """Do what is due before a step, mostly nothing; other shapes are another program."""

@@ -50,6 +50,7 @@ Transform = Literal["auto", "fft", "matrix"]
 Precision = Literal["full", "mixed", "half"]
 Weights = Literal["full", "half"]
 LowRank = Literal["oialr"]
+Freeze = Literal["delay", "stability"]
 Refresh = Literal["transport", "keep", "reset"]
 SecondMoment = Literal["batch", "per_example"]
 # The problems whose data this package generates: their dimension, and what their generators want
@@ -201,6 +202,8 @@ class FnoConfig(Options):
     low_rank_delay: Count = option(200, "the step at which they do, counted from 1")
     low_rank_frequency: Count = option(100, "steps between checks of their ranks")
     low_rank_cutoff: Below = option(0.1, "of the largest singular value, below which one is cut")
+    low_rank_freeze: Freeze = option("delay", "all at that step; stability: each axis once settled")
+    low_rank_threshold: Fraction = option(0.99, "overlap with the last check at which an axis is")
 
     def _rules(self):
         half = self.fno_block_weights_precision == "half" and self.fno_block_precision == "full"
@@ -405,6 +408,7 @@ _REFRESHED = "on_refresh per_layer_opt update_proj_gap update_proj_gap_mode upda
 _FLOW = "data.viscosity data.t_end data.dt"
 _MADE = f"{_FLOW} data.solver_resolution data.generator_seed"
 _CORES = "fno.low_rank_share fno.low_rank_delay fno.low_rank_frequency fno.low_rank_cutoff"
+_CORES += " fno.low_rank_freeze fno.low_rank_threshold"
 _SMALL = "{} is {}, whose cores are not projected again"
 _IS = "{} is {}"
 _NO_START = "{} is {}, which needs no start"
@@ -429,6 +433,7 @@ _NEEDS = [  # an option, the values with which others have an effect, those othe
     ("opt.scheduler", "CosineAnnealingLR", "opt.scheduler_T_max", _IS),
     ("fno.fno_block_weights_precision", "half", "opt.stochastic_rounding", _IS),
     ("fno.low_rank", "oialr", _CORES, _IS),
+    ("fno.low_rank_freeze", "stability", "fno.low_rank_threshold", _IS),
     ("fno.low_rank", "None", f"opt.channel_share opt.{_REFRESHED.replace(' ', ' opt.')}", _SMALL),
     ("fno.use_channel_mlp", "True", "fno.channel_mlp_expansion", _IS),
     ("data.problem", "nsforcing darcy burgers", f"data.generate {_MADE}", _OURS),

@@ -14,6 +14,7 @@ import numpy as np
 
 import tensorgrad_jax as tg
 from tensorgrad_jax import oialr
+from tensorgrad_jax.oialr.kernels import named
 from tensorgrad_jax.training.figures import plot_loss, plot_prediction
 from tensorgrad_jax.training.records import write_text
 
@@ -76,14 +77,17 @@ def write_report(training: Any, folder: Path) -> None:
 def _low_rank(training: Any) -> dict[str, Any]:
     if training.low_rank is None:
         return {}
-    report = oialr.param_report(training.state.params, training.state.bases)
-    spectral = {name: math.prod(x.shape) for name, x in training.state.bases.items()}
-    trained = sum(x.alive() for x in training.state.bases.values())
+    params, bases = training.state.params, training.state.bases
+    report = oialr.param_report(params, bases)
+    spectral = training.low_rank.names(params, bases)
+    whole = sum(x.size for n, x in named(params).items() if n in spectral and n not in bases)
+    dense = whole + sum(math.prod(x.shape) for x in bases.values())
+    trained = whole + sum(x.alive() for x in bases.values())
     return {
         "low_rank": {
             "trainable_params": report.trainable,
             "stored_params": report.stored,
-            "trainable_spectral_share": trained / sum(spectral.values()) if spectral else 1.0,
+            "trainable_spectral_share": trained / dense,
             "ranks": report.ranks,
         }
     }

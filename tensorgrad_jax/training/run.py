@@ -16,7 +16,7 @@ from tensorgrad_jax.training.build import (
     build_step_memory,
     build_training,
 )
-from tensorgrad_jax.training.checkpoints import CheckpointError, Checkpoints, Position
+from tensorgrad_jax.training.checkpoints import CheckpointError, Checkpoints
 from tensorgrad_jax.training.config import parse, to_yaml
 from tensorgrad_jax.training.data_sets import fingerprint
 from tensorgrad_jax.training.loop import DivergedError, InterruptedRunError, Training
@@ -174,15 +174,13 @@ def _begin(folder: Path, config: Config, training: Training, identity: Mapping[s
     """Write what a run is continued from: its options and its state before the first step."""
     write_text(folder / "config.yaml", to_yaml(config))
     with contextlib.ExitStack() as held:
-        _opened(folder, identity, held).save(
-            training.state, Position(), low_rank=training.low_rank_record()
-        )
+        training.save(_opened(folder, identity, held))
 
 
 def _resume(folder: Path, config: Config, training: Training, checkpoints: Checkpoints) -> None:
     """Bring the training to where the folder's last intact checkpoint is, and the records too."""
     try:
-        training.state, record = checkpoints.restore(training.state_of)
+        record = training.restore(checkpoints)
     except CheckpointError as error:
         raise ConfigError(f"opt.resume_from_dir: {error}") from error
     theirs, ours = record.run["data"], checkpoints.run["data"]
