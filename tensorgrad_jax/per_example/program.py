@@ -8,6 +8,7 @@ parameter used?" is a question about one list.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -76,8 +77,28 @@ class Operation:
 
     def apply_to_examples(self, values: Sequence[Any], is_batched: Sequence[bool]) -> list[Any]:
         """Apply it to every example: axis 0 of the values that are batched, and of all results."""
+        if self.name == "dot_general" and list(is_batched) == [True, False]:
+            rows = self._product_of_rows(*values)
+            if rows is not None:
+                return [rows]
         axes = tuple(0 if batched else None for batched in is_batched)
         return jax.vmap(self.apply, in_axes=axes)(*values)
+
+    def _product_of_rows(self, x: Any, matrix: Any) -> Any:
+        """Return the product of all examples' rows with one matrix, None where it is no such.
+
+        Examples and rows are one axis then, and what is contracted in the gradient is this axis.
+        Of two such axes, as `jax.vmap` would have it, XLA for CPUs makes one by transposing copies.
+        """
+        (contracted, _), (batches, _) = self.params["dimension_numbers"]
+        rows = x.ndim - 1 - len(contracted)  # axes of an example that are not contracted
+        trailing = list(contracted) == list(range(rows, x.ndim - 1))
+        if batches or not trailing or self.params.get("out_sharding") is not None:
+            return None
+        merged = x.reshape(math.prod(x.shape[: 1 + rows]), *x.shape[1 + rows :])
+        numbers = ((tuple(range(1, merged.ndim)), self.params["dimension_numbers"][0][1]), ((), ()))
+        y = self.primitive.bind(merged, matrix, **{**self.params, "dimension_numbers": numbers})
+        return y.reshape(*x.shape[: 1 + rows], *y.shape[1:])
 
 
 @dataclasses.dataclass(eq=False, frozen=True)
