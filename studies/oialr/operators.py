@@ -41,16 +41,22 @@ WHOLE = [*MUON, "--fno.low_rank", "oialr"]
 DELAY, BETWEEN = 0.3, 0.1
 
 
-def controller(optimizer, steps: int) -> oialr.Controller:
+def controller(optimizer, steps: int, delay: float = DELAY, **options) -> oialr.Controller:
     """Return what makes cores of half the channels."""
     config = oialr.Config(
-        delay=int(DELAY * steps),
+        delay=int(delay * steps),
         stability_frequency=int(BETWEEN * steps),
         keep_last_layer=False,
         network_layer_perc_step=1.0,
         bucket=4,
+        **options,
     )
     return oialr.Controller(optimizer, config, oialr.spectral(0.5))
+
+
+def axis_by_axis(optimizer, steps: int) -> oialr.Controller:
+    """Return what makes them axis by axis, when each has settled."""
+    return controller(optimizer, steps, BETWEEN, freeze="stability")
 
 
 def lora(optimizer, steps: int) -> Lora:
@@ -69,6 +75,7 @@ SETTINGS = {
     "dense, tensor_muon": (MUON, None),
     "dense, tensor_muon, whole": (WHOLE, None),
     "OIALR, tensor_muon": (WHOLE, controller),
+    "OIALR, tensor_muon, axis by axis": (WHOLE, axis_by_axis),
     "OIALR, AdamW": (ADAMW, controller),
     "Tucker, tensor_muon": (WHOLE, tucker),
     "Tucker, AdamW": (ADAMW, tucker),
@@ -132,7 +139,7 @@ def draw(rows: list[Row], path: Path) -> None:
             error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
             share = mean(r["memory"]["total"] for r in runs) / base[0]["memory"]["total"]
             color = f"C{methods.index(setting.partition(',')[0])}"
-            marker = "s" if "AdamW" in setting else "^" if "whole" in setting else "o"
+            marker = "s" if "AdamW" in setting else "^" if setting.count(",") > 1 else "o"
             axis.errorbar(
                 share, mean(values), error, fmt=marker, color=color, capsize=3, label=setting
             )
