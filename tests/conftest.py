@@ -225,7 +225,6 @@ THOROUGH = {
         "test_updates_are_as_large_as_adamws_whatever_the_gap[real-transport-sparse 25%]",
         "test_updates_are_as_large_as_adamws_whatever_the_gap[real-reset-sparse 25%]",
         "test_updates_are_as_large_as_adamws_whatever_the_gap[real-reset-Tucker 25%]",
-        "test_updates_are_as_large_as_adamws_whatever_the_gap[pair-transport-subspace momentum, matched]",
     ),
     "test_train.py": (
         "test_a_killed_run_continues_exactly",
