@@ -146,7 +146,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.axhline(1, color="black", linewidth=0.6)
         axis.set(title=task, xlabel="memory of training / dense AdamW's", xlim=(0, 1.1))
     axes[0][0].set_ylabel("test error / dense AdamW's")
-    axes[0][-1].legend(fontsize=7)
+    axes[0][-1].legend(*axes[0][0].get_legend_handles_labels(), fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
