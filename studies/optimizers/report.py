@@ -89,7 +89,7 @@ def draw_bytes(rows: list[Row], path: Path) -> None:
     tasks = [t for t in TASKS if len({r["setting"] for r in rows if r["task"] == t}) > 3]
     figure, axes = plt.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 3.8), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
-        base = best(rows, task, BASE)
+        base, points = best(rows, task, BASE), []
         for setting in COMPARED:
             runs = best(rows, task, setting)
             if not runs or "scale" in setting:
@@ -99,7 +99,13 @@ def draw_bytes(rows: list[Row], path: Path) -> None:
             error = stdev(values) / len(values) ** 0.5
             ours = setting.startswith(OURS)
             axis.errorbar(x, mean(values), error, fmt="o", color="tab:red" if ours else "tab:gray")
-            axis.annotate(setting, (x, mean(values)), (4, 3), textcoords="offset points", size=6.5)
+            points.append((mean(values), x, setting))
+        # Names keep a distance, so that they can be read.
+        low, high = axis.get_ylim()
+        place = -math.inf
+        for y, x, setting in sorted(points):
+            place = max(y, place + 0.035 * (high - low))
+            axis.annotate(setting, (x, y), (x * 1.12, place), size=6.5, va="center")
         axis.axhline(1, color="black", linewidth=0.6)
         axis.set(xscale="log", xlim=(0.04, 6), title=task, xlabel="optimizer state / AdamW's")
     axes[0][0].set_ylabel("test error / AdamW's")
