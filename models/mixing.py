@@ -16,8 +16,6 @@ from tensorgrad_jax.backend.ordering import stored
 from .fourier import PRECISION
 from .precision import batched_products
 
-__all__ = ["mix_modes", "mix_modes_bfloat16", "scale_modes"]
-
 
 @same_derivative
 def mix_modes(real, imag, weight):

@@ -7,12 +7,10 @@ change of `tensor_muon` each), bytes.png (error against the state) and curves.pn
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import matplotlib
 
@@ -22,44 +20,13 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from grid import Row, read  # noqa: E402
+from rates import best, over, rate_cell, spread  # noqa: E402
 from settings import ABLATION, COMPARED  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
 BASE, OURS = "AdamW", "tensor_muon"
-Row = dict[str, Any]
 CURVES = (BASE, OURS, "tensor_muon, whole", "subspace momentum", "TensorGRaD", "SOAP, shared bases")
-
-
-def best(rows: list[Row], task: str, setting: str) -> list[Row]:
-    """Return the runs, by seed, at the rate with the lowest mean validation error."""
-    own = [r for r in rows if r["task"] == task and r["setting"] == setting]
-    by_rate: dict[float, list[Row]] = {}
-    for row in own:
-        by_rate.setdefault(row["rate"], []).append(row)
-    finite = lambda v: v if math.isfinite(v) else math.inf
-    score = lambda runs: mean(finite(r["validation"]) for r in runs)
-    if not by_rate:
-        return []
-    return sorted(min(by_rate.values(), key=score), key=lambda r: r["seed"])
-
-
-def edge(rows: list[Row], task: str, setting: str) -> str:
-    """Return a mark where the best rate is the lowest or highest that was tried."""
-    rates = {r["rate"] for r in rows if r["task"] == task and r["setting"] == setting}
-    rate = best(rows, task, setting)[0]["rate"]
-    return "" if min(rates) < rate < max(rates) else " (edge)"
-
-
-def ratios(runs: list[Row], base: list[Row], name: str = "test") -> list[float]:
-    """Return what `runs` have over what `base` has, seed by seed."""
-    by_seed = {r["seed"]: r[name] for r in base}
-    return [r[name] / by_seed[r["seed"]] for r in runs if r["seed"] in by_seed]
-
-
-def spread(values: list[float]) -> str:
-    """Return mean and standard error."""
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
-    return f"{mean(values):.3f} ± {error:.3f}"
 
 
 def table(rows: list[Row], settings: list[str], base: str = BASE) -> str:
@@ -76,9 +43,9 @@ def table(rows: list[Row], settings: list[str], base: str = BASE) -> str:
         for setting, runs in shown:
             tests = [r["test"] for r in runs]
             lines.append(
-                f"| {task} | {setting} | {runs[0]['rate']:g}{edge(rows, task, setting)} | "
-                f"{mean(tests):.4f} | {spread(ratios(runs, against))} | {len(runs)} | "
-                f"{mean(ratios(runs, adamw, 'train_loss')):.3f} | "
+                f"| {task} | {setting} | {rate_cell(rows, task, setting)} | "
+                f"{mean(tests):.4f} | {spread(over(runs, against))} | {len(runs)} | "
+                f"{mean(over(runs, adamw, 'train_loss')):.3f} | "
                 f"{runs[0]['state_bytes'] / adamw[0]['state_bytes']:.1%} |"
             )
     return "\n".join(lines) + "\n"
@@ -95,7 +62,7 @@ def draw_bytes(rows: list[Row], path: Path) -> None:
             if not runs or "scale" in setting:
                 continue
             x = runs[0]["state_bytes"] / base[0]["state_bytes"]
-            values = ratios(runs, base)
+            values = over(runs, base)
             error = stdev(values) / len(values) ** 0.5
             ours = setting.startswith(OURS)
             axis.errorbar(x, mean(values), error, fmt="o", color="tab:red" if ours else "tab:gray")
@@ -138,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     path = parser.parse_args().results
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read(path)
     compared = table(rows, list(COMPARED))
     ablation = table(rows, [OURS, *ABLATION], OURS)
     (path.parent / "table.md").write_text(compared, encoding="utf-8")

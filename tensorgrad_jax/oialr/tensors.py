@@ -94,7 +94,7 @@ class LowRankTensor:
                 turns.append(None)
                 ranks.append(rank)
                 continue
-            turn, sigma = _turn(self.S, axis + 1, rank)
+            turn, sigma = _turn(self.S, axis, rank)
             kept = jnp.where(finite, new_rank(sigma, rank, u.shape[0], sigma_cutoff_fraction), rank)
             turn = jnp.where(jnp.arange(u.shape[1]) < kept, turn, 0)
             turns.append(jnp.where(finite, turn, jnp.eye(u.shape[1], dtype=turn.dtype)))
@@ -193,10 +193,10 @@ def _times_each(x: Array, matrices: Sequence[Any]) -> Array:
 
 def _turn(core: Array, axis: int, rank: Array) -> tuple[Array, Array]:
     """Return the left singular vectors of an unfolding, and the singular values, in order."""
-    wide = core.astype(jnp.promote_types(core.dtype, jnp.float32))
-    largest = jnp.max(jnp.abs(wide))  # squares leave float32's range before cores do
+    unfolded = axes.unfolding(core, axis)
+    largest = jnp.max(jnp.abs(unfolded))  # squares leave float32's range before cores do
     scale = jnp.where(largest > 0, largest, 1)
-    unfolded = jnp.moveaxis(wide / scale, axis, 0).reshape(core.shape[axis], -1)
+    unfolded = unfolded / scale
     gram = jnp.matmul(unfolded, unfolded.T, precision=PRECISION)
     alive = jnp.arange(len(gram)) < rank
     gram = jnp.where(alive[:, None] & alive, gram, 0)
