@@ -4,8 +4,8 @@
 
 Every setting is trained at every rate of the task with every seed, all of them at once (see
 `replicas`). The rate with the lowest mean validation error is a setting's own; the test set is
-looked at once, at the end of a run. One JSON line per run in results.jsonl; a seed that is there is
-not run again. `python studies/optimizers/report.py` makes tables and pictures.
+looked at once, at the end of a run. One JSON line per run in results.jsonl; a seed and rate that
+are there are not run again. `python studies/optimizers/report.py` makes tables and pictures.
 
 Files under --root: burgers/, darcy/, nsforcing/, as `python -m tensorgrad_jax.data` makes them.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import threading
@@ -50,14 +51,14 @@ def main() -> int:
     arguments = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
     begin, lock, failed = time.time(), threading.Lock(), []
-    done = {(r["task"], r["setting"], r["seed"]) for r in read(arguments.out)}
+    done = {(r["task"], r["setting"], r["seed"], r["rate"]) for r in read(arguments.out)}
 
-    def work(name: str, task: Task, data, setting: str, seeds: list[int]) -> None:
+    def work(name: str, task: Task, data, setting: str, pairs: list[tuple[int, float]]) -> None:
         if time.time() - begin > arguments.seconds:
             return
         started = time.time()
         try:
-            rows = train(task, data, SETTINGS[setting](task), seeds, arguments.rates or task.rates)
+            rows = train(task, data, SETTINGS[setting](task), pairs)
         except Exception:  # the other settings go on
             with lock:
                 failed.append((name, setting))
@@ -81,10 +82,10 @@ def main() -> int:
                 task = dataclasses.replace(task, n_epochs=arguments.epochs)
             data = task.load(arguments.root)
             for setting in arguments.settings:
-                of_seed = ((name, setting, seed) for seed in range(arguments.seeds))
-                seeds = [key[2] for key in of_seed if key not in done]
-                if seeds:
-                    pool.submit(work, name, task, data, setting, seeds)
+                all_pairs = itertools.product(range(arguments.seeds), arguments.rates or task.rates)
+                pairs = [pair for pair in all_pairs if (name, setting, *pair) not in done]
+                if pairs:
+                    pool.submit(work, name, task, data, setting, pairs)
     print(f"failed: {failed}" if failed else "nothing failed", flush=True)
     return len(failed)
 

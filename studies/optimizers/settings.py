@@ -145,6 +145,10 @@ COMPARED: dict[str, Build] = {
     "tensor_muon, whole": muon(projection=None),
     "tensor_muon, whole, scale .4": muon(projection=None, scale=0.4, matrix_scale=0.2),
     "tensor_muon, whole, scale .2": muon(projection=None, scale=0.2, matrix_scale=0.1),
+    "tensor_muon, whole, 8 bits": muon(projection=None, mu_dtype=jnp.int8),
+    "tensor_muon, channels times .75, 8 bits": muon(
+        projection=tg.Tucker((..., 0.75, 0.75), factors="real"), mu_dtype=jnp.int8
+    ),
     "subspace momentum": without_rate(tg.subspace_momentum),
     "TensorGRaD": without_rate(tg.tensorgrad),
     "TensorGRaD as published": lambda task: optax.chain(
@@ -183,7 +187,7 @@ ABLATION: dict[str, Build] = {
     "channels times .75": muon(projection=tg.Tucker((..., 0.75, 0.75), factors="real")),
     "complex factors": muon(projection=tg.Tucker((..., 0.5, 0.5))),
     "all modes, 25%": muon(projection=tg.Tucker(0.25)),
-        "polar factor of momentum in 5%": parts(whole_of_compressed(0.8), polar(0.4)),
+    "polar factor of momentum in 5%": parts(whole_of_compressed(0.8), polar(0.4)),
     "no Nesterov": parts(core(polar(0.8, nesterov=False)), polar(0.4, nesterov=False)),
     "b .9": muon(b1=0.9),
     "b .98": muon(b1=0.98),

@@ -95,7 +95,7 @@ _FLOW = Task(
     l2,
     8,
     6,
-    (2.5e-3, 5e-3, 1e-2, 2e-2),
+    (5e-3, 1e-2, 2e-2, 4e-2),
 )
 TASKS: dict[str, Task] = {
     "burgers": _BURGERS,
@@ -114,7 +114,7 @@ TASKS: dict[str, Task] = {
         l2,
         8,
         8,
-        (2.5e-3, 5e-3, 1e-2, 2e-2),
+        (5e-3, 1e-2, 2e-2, 4e-2),
     ),
     "navier-stokes 128": dataclasses.replace(
         _FLOW,
