@@ -67,7 +67,7 @@ def train(
     def objective(params, x, y):
         return task.loss(predict(params, x), y)
 
-    def gradient(params, batch):
+    def gradient(params, x, y, batch):
         return jax.value_and_grad(objective)(params, x[batch], y[batch])
 
     def move(params, state, gradients, rate, count):
@@ -95,7 +95,7 @@ def train(
 
         return jax.vmap(of_one)(params)
 
-    run_gradient = jax.jit(jax.vmap(gradient))
+    run_gradient = jax.jit(jax.vmap(gradient, in_axes=(0, None, None, 0)))
     run_move = jax.jit(move_all, donate_argnums=(0, 1))
     run_errors = jax.jit(errors)
 
@@ -118,7 +118,7 @@ def train(
         begin = time.perf_counter()
         values = []
         for batches in order:
-            value, gradients = run_gradient(params, jnp.asarray(batches))
+            value, gradients = run_gradient(params, x, y, jnp.asarray(batches))
             params, state = run_move(params, state, gradients, jnp.float32(count))
             values.append(value)
             count += 1
