@@ -96,6 +96,67 @@ def whole_of_compressed(scale: float, share: float = 0.05) -> Build:
     )
 
 
+def sized(
+    projection: tg.Projection | None, scale: float, b2: float = 0.999, power: float = 1.0
+) -> Build:
+    """Return polar factors as large as Adam's update would be, frequency by frequency.
+
+    The root mean square of a frequency's update is that of its momentum over the root of the mean
+    square of its gradients, to a power: small where gradients are noise.
+    """
+    momentum = tg.transforms.moments.momentum(0.95, jnp.bfloat16, nesterov=True)
+
+    def build(task: Task) -> optax.GradientTransformation:
+        def inside(specs):
+            polar_factor = tg.orthogonalize(specs, scale)
+
+            def squares(x):
+                parts = jax.tree.leaves(x)[0]
+                if parts.ndim < 2:
+                    return parts**2
+                # Real and imaginary part stand along axis 0, of compact forms and of pairs.
+                return jnp.mean(parts.real**2 + parts.imag**2, (0, -2, -1), keepdims=True)
+
+            def init(params):
+                leaves = jax.tree.leaves(params, is_leaf=tg.projections.pairs.is_pair)
+                zeros = tuple(jnp.zeros_like(squares(x)) for x in leaves)
+                return {
+                    "count": jnp.zeros((), jnp.int32),
+                    "mean": momentum.init(params),
+                    "v": zeros,
+                }
+
+            def update(updates, state, params=None):
+                del params
+                count = state["count"] + 1
+                flat, treedef = jax.tree.flatten(updates, is_leaf=tg.projections.pairs.is_pair)
+                v = tuple(
+                    b2 * old + (1 - b2) * squares(g)
+                    for old, g in zip(state["v"], flat, strict=True)
+                )
+                averaged, mean = momentum.update(updates, state["mean"])
+                factors, _ = polar_factor.update(averaged, optax.EmptyState())
+                sizes = [
+                    (squares(m) * (1 - b2**count) / jnp.where(s > 0, s, 1)) ** (power / 2)
+                    for m, s in zip(treedef.flatten_up_to(averaged), v, strict=True)
+                ]
+                made = [
+                    jax.tree.map(lambda x, q=q: x * q, f)
+                    for f, q in zip(treedef.flatten_up_to(factors), sizes, strict=True)
+                ]
+                return treedef.unflatten(made), {"count": count, "mean": mean, "v": v}
+
+            return optax.GradientTransformation(init, update)
+
+        if projection is None:
+            return inside(tensor_specs)
+        return tg.in_subspace(
+            inside(None), projection, task.gap, on_refresh="keep", specs=tensor_specs
+        )
+
+    return parts(build, polar(0.4, dtype=jnp.bfloat16))
+
+
 def with_polar_cores(sparse: float = 0.05) -> Build:
     """Return TensorGRaD whose Tucker part takes polar factors, Adam on the single entries."""
 
@@ -149,6 +210,15 @@ COMPARED: dict[str, Build] = {
     "tensor_muon, channels times .75, 8 bits": muon(
         projection=tg.Tucker((..., 0.75, 0.75), factors="real"), mu_dtype=jnp.int8
     ),
+    "Adam's size, whole": sized(None, 1.0),
+    "Adam's size, core": sized(HALVED, 2.0),
+    "Adam's size, core, b2 .95": sized(HALVED, 2.0, 0.95),
+    "Adam's size, whole, b2 .95": sized(None, 1.0, 0.95),
+    "Adam's size, whole, power .5": sized(None, 0.8, power=0.5),
+    "subspace momentum, polar matrices": parts(
+        without_rate(tg.subspace_momentum), polar(0.4, dtype=jnp.bfloat16)
+    ),
+    "whole, scale .4, matrices .4": muon(projection=None, scale=0.4, matrix_scale=0.4),
     "subspace momentum": without_rate(tg.subspace_momentum),
     "TensorGRaD": without_rate(tg.tensorgrad),
     "TensorGRaD as published": lambda task: optax.chain(
