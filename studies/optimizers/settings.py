@@ -96,6 +96,84 @@ def whole_of_compressed(scale: float, share: float = 0.05) -> Build:
     )
 
 
+def mixed(
+    share: float = 0.5,
+    *,
+    projection: tg.Projection | None = tg.Tucker(0.05, factors="real"),  # noqa: B008 (frozen)
+    complement: str = "pass",
+    b1: float = 0.9,
+    b2: float = 0.999,
+    mu_dtype: Any = jnp.bfloat16,
+    factored: bool = True,
+    channels: float | None = 0.5,
+    scale: float = 0.8,
+    steps: int = 5,
+    gap: int | None = None,
+    on_refresh: str = "transport",
+    matrices: optax.GradientTransformation | None = None,
+    adam: bool = False,
+) -> Build:
+    """Return the mean of `tg.subspace_momentum`'s update and its polar factor.
+
+    Args:
+        share: weight of the polar factor.
+        projection: the subspace of the momentum; None: all of it is kept.
+        complement: what becomes of the gradient outside.
+        b1: decay of the momentum.
+        b2: decay of the second moment.
+        mu_dtype: of the momentum.
+        factored: the second moment as a product of means, else that of Adam.
+        channels: share of the channels that the polar factor is taken in; None: of the update.
+        scale: root mean square of the polar factor.
+        steps: its rounds.
+        gap: steps between refreshes; None: the task's.
+        on_refresh: what becomes of the momentum.
+        matrices: what matrices get; None: polar factors of their momentum.
+        adam: matrices get Adam.
+    """
+    averaged = tg.transforms.moments.momentum(b1, mu_dtype)
+
+    def build(task: Task) -> optax.GradientTransformation:
+        refreshes = gap or task.gap
+        numerator = averaged
+        if projection is not None:
+            numerator = tg.in_subspace(
+                averaged, projection, refreshes, on_refresh, complement=complement,
+                specs=tensor_specs,
+            )  # fmt: skip
+        if factored:
+            scaled = tg.scale_by_factored_rms(b2, 1e-8, tensor_specs, numerator, max_rms=1.0)
+        else:
+            scaled = tg.scale_by_factored_rms(
+                b2, 1e-8, lambda p: jax.tree.map(lambda _: None, p), numerator
+            )
+        if channels is None:
+            polar_factor = tg.orthogonalize(tensor_specs, scale, steps)
+        else:
+            polar_factor = tg.in_subspace(
+                tg.orthogonalize(None, scale / channels, steps),
+                tg.Tucker((..., channels, channels), factors="real"),
+                refreshes,
+                specs=tensor_specs,
+            )
+
+        def init(params):
+            return {"scaled": scaled.init(params), "polar": polar_factor.init(params)}
+
+        def update(updates, state, params=None):
+            first, of_first = scaled.update(updates, state["scaled"], params)
+            if not share:
+                return first, state | {"scaled": of_first}
+            second, of_second = polar_factor.update(first, state["polar"], params)
+            mean = jax.tree.map(lambda x, y: (1 - share) * x + share * y, first, second)
+            return mean, {"scaled": of_first, "polar": of_second}
+
+        return optax.GradientTransformation(init, update)
+
+    of_matrices = polar(0.4, dtype=jnp.bfloat16) if matrices is None else matrices
+    return parts(build, tg.scale_by_adam() if adam else of_matrices)
+
+
 def sized(
     projection: tg.Projection | None, scale: float, b2: float = 0.999, power: float = 1.0
 ) -> Build:
@@ -210,6 +288,7 @@ COMPARED: dict[str, Build] = {
     "tensor_muon, channels times .75, 8 bits": muon(
         projection=tg.Tucker((..., 0.75, 0.75), factors="real"), mu_dtype=jnp.int8
     ),
+    "subspace_muon": mixed(),
     "Adam's size, whole": sized(None, 1.0),
     "Adam's size, core": sized(HALVED, 2.0),
     "Adam's size, core, b2 .95": sized(HALVED, 2.0, 0.95),
@@ -269,3 +348,35 @@ ABLATION: dict[str, Build] = {
     "3 steps": muon(steps=3),
 }  # fmt: skip
 """One change of `tensor_muon` each, likewise."""
+
+MIXED: dict[str, Build] = {
+    "no polar factor": mixed(0.0),
+    "polar factor .3": mixed(0.3),
+    "polar factor .7": mixed(0.7),
+    "polar factor alone": mixed(1.0),
+    "complex factors, momentum": mixed(projection=tg.Tucker(0.05)),
+    "momentum of channels alone, 5%": mixed(
+        projection=tg.Tucker((..., 0.22, 0.22), factors="real")
+    ),
+    "momentum in 1%": mixed(projection=tg.Tucker(0.01, factors="real")),
+    "momentum in 25%": mixed(projection=tg.Tucker(0.25, factors="real")),
+    "whole momentum": mixed(projection=None),
+    "momentum of 5% single entries": mixed(projection=tg.UnstructuredSparse(0.05)),
+    "outside dropped": mixed(complement="drop"),
+    "polar factor in .25 of the channels": mixed(channels=0.25),
+    "polar factor of all channels": mixed(channels=None),
+    "momentum b .8": mixed(b1=0.8),
+    "momentum b .95": mixed(b1=0.95),
+    "momentum in float32": mixed(mu_dtype=None),
+    "momentum in 8 bits": mixed(mu_dtype=jnp.int8),
+    "Adam for matrices": mixed(adam=True),
+    "full second moment": mixed(factored=False),
+    "second moment b .99": mixed(b2=0.99),
+    "refresh every 10": mixed(gap=10),
+    "refresh every 200": mixed(gap=200),
+    "reset at a refresh": mixed(on_refresh="reset"),
+    "3 rounds": mixed(steps=3),
+    "2 rounds": mixed(steps=2),
+    "polar factor scale .4": mixed(scale=0.4),
+}
+"""One change of the mean of subspace momentum and its polar factor each."""
