@@ -22,7 +22,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from grid import Row, read  # noqa: E402
 from rates import best, over, rate_cell, spread  # noqa: E402
-from settings import ABLATION, COMPARED  # noqa: E402
+from settings import ABLATION, COMPARED, MIXED  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
 BASE, OURS = "AdamW", "tensor_muon"
@@ -108,11 +108,12 @@ def main() -> None:
     rows = read(path)
     compared = table(rows, list(COMPARED))
     ablation = table(rows, [OURS, *ABLATION], OURS)
+    mixed = table(rows, ["subspace_muon", *MIXED], "subspace_muon")
     (path.parent / "table.md").write_text(compared, encoding="utf-8")
     (path.parent / "ablation.md").write_text(ablation, encoding="utf-8")
     draw_bytes(rows, path.parent / "bytes.png")
     draw_curves(rows, path.parent / "curves.png")
-    print(compared, ablation, sep="\n")
+    print(compared, ablation, mixed, sep="\n")
 
 
 if __name__ == "__main__":
