@@ -7,9 +7,10 @@
 The public names are listed here; `tensorgrad_jax.models` holds the Flax modules.
 """
 
+from tensorgrad_jax.muon import subspace_muon as subspace_muon
+from tensorgrad_jax.muon import tensor_muon as tensor_muon
 from tensorgrad_jax.optimizers import projected_adamw as projected_adamw
 from tensorgrad_jax.optimizers import subspace_momentum as subspace_momentum
-from tensorgrad_jax.optimizers import tensor_muon as tensor_muon
 from tensorgrad_jax.optimizers import tensorgrad as tensorgrad
 from tensorgrad_jax.projections import MatrixLowRank as MatrixLowRank
 from tensorgrad_jax.projections import Projection as Projection

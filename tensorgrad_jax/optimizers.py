@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
@@ -15,9 +13,7 @@ from tensorgrad_jax.projections import Projection, Residual, Sum, Tucker, Unstru
 from tensorgrad_jax.projections.plain import (
     check_choice,
     decay,
-    not_negative,
     number,
-    positive,
     rate,
     shown,
 )
@@ -25,21 +21,14 @@ from tensorgrad_jax.projections.ranks import RankSpec
 from tensorgrad_jax.projections.selection import Selection
 from tensorgrad_jax.transforms import (
     in_subspace,
-    orthogonalize,
     scale_by_adam,
     scale_by_factored_rms,
 )
 from tensorgrad_jax.transforms.carrying import OnRefresh
-from tensorgrad_jax.transforms.kinds import by_kind, with_axes_last
 from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moments import check_moment_dtype, momentum
-from tensorgrad_jax.transforms.orthogonalize import matrix_axes
 from tensorgrad_jax.transforms.sizes import as_large_as
 from tensorgrad_jax.transforms.subspace import Gap
-
-# The polar factor of a matrix of few rows (input coordinates, output fields) is no more than a
-# normalisation of each.
-_SMALLEST_MATRIX = 8
 
 
 def tensorgrad(
@@ -208,7 +197,7 @@ def projected_adamw(
         per_layer=per_layer,
         match_size=match_size,
     )
-    return _with_decay_and_rate("projected_adamw", scaled, weight_decay, mask, learning_rate)
+    return with_decay_and_rate("projected_adamw", scaled, weight_decay, mask, learning_rate)
 
 
 def subspace_momentum(
@@ -296,126 +285,10 @@ def subspace_momentum(
     scaled = scale_by_factored_rms(b2, eps, specs, numerator, max_rms=1.0)
     if match_size:
         scaled = as_large_as(scale_by_adam(b1, b2, eps), scaled, specs, seed)
-    return _with_decay_and_rate("subspace_momentum", scaled, weight_decay, mask, learning_rate)
+    return with_decay_and_rate("subspace_momentum", scaled, weight_decay, mask, learning_rate)
 
 
-def tensor_muon(
-    learning_rate: optax.ScalarOrSchedule,
-    projection: Projection | None = Tucker((..., 0.5, 0.5), factors="real"),  # noqa: B008 (frozen)
-    update_proj_gap: Gap = 50,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    specs: Specs = None,
-    b1: ArrayLike = 0.95,
-    scale: float = 0.8,
-    matrix_scale: float = 0.4,
-    adam_b1: ArrayLike = 0.9,
-    adam_b2: ArrayLike = 0.999,
-    eps: ArrayLike = 1e-8,
-    mu_dtype: Any = jnp.bfloat16,
-    steps: int = 5,
-    on_refresh: OnRefresh = "transport",
-    mask: Any = None,
-    stagger: bool = False,
-    seed: int = 0,
-    per_layer: bool = True,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Muon for tensors: polar factors of the momentum, of spectral weights inside a Tucker core.
-
-    Three kinds of leaves, with M the Nesterov momentum of what is averaged and polar(X) = U V^H for
-    X = U S V^H, see `orthogonalize`:
-
-        tensors (those with a spec)     core = project(G);  update = lift(polar(M(core)))
-                                        for the matrix of two axes, the channels of a spectral
-                                        weight, at every index of the others
-        matrices of 8 x 8 and larger    update = polar(M(G))
-        all other leaves                Adam's update
-
-    followed by decoupled weight decay. One momentum and no second moment is kept of tensors and
-    matrices. As the channels of a core are halved, its momentum has a quarter of the tensor's
-    entries, in bfloat16 a sixteenth of the bytes of AdamW's two moments, and a polar factor takes
-    an eighth of the operations.
-
-    Args:
-        learning_rate: a number or a schedule; one that suits AdamW.
-        projection: the subspace of the tensors' momentum, which has the matrices' axes last, so
-            that its default halves these two; None: none, the whole momentum is kept.
-        update_proj_gap: steps between refreshes, see `in_subspace`.
-        weight_decay: decoupled weight decay, a number or a schedule; times the learning rate.
-        specs: which leaves are tensors, see `in_subspace`; `TensorSpec.matrix_axes` are the
-            matrices' axes, by default the two largest. `tensorgrad_jax.models.tensor_specs` names
-            the spectral weights of an FNO.
-        b1: decay of the momentum, in [0, 1).
-        scale: root mean square of the numbers of a polar factor's update in the core (the lifted
-            one's is smaller by the root of the budget: half of it by default).
-        matrix_scale: the same of matrices.
-        adam_b1: decay of the first moments of other leaves.
-        adam_b2: decay of their second moments.
-        eps: added to the root of their corrected second moments.
-        mu_dtype: dtype of the momentum of tensors and matrices, also int8, see `scale_by_adam`;
-            None: the leaf's, at least float32.
-        steps: Newton-Schulz rounds of a polar factor.
-        on_refresh: what happens to the momentum at a refresh, see `in_subspace`.
-        mask: which leaves to decay, see `optax.add_decayed_weights`.
-        stagger: refresh the parameters at different steps, see `in_subspace`.
-        seed: of random projections.
-        per_layer: handle large parameters one after the other, see `in_subspace`.
-
-    Returns:
-        A transformation to be used as any of Optax's.
-
-    Raises:
-        ValueError: if an argument is not one of these.
-
-    References:
-        K. Jordan et al., Muon, 2024 (of matrices). T. Nguyen et al., Subset-norm and
-        subspace-momentum, arXiv 2411.07120 (momentum in a subspace).
-    """
-    b1 = decay("tensor_muon", "b1", b1)
-    adam_b1, adam_b2 = (
-        decay("tensor_muon", name, x) for name, x in (("adam_b1", adam_b1), ("adam_b2", adam_b2))
-    )
-    eps = not_negative("tensor_muon", "eps", eps)
-    scale = positive("tensor_muon", "scale", scale)
-    matrix_scale = positive("tensor_muon", "matrix_scale", matrix_scale)
-    check_moment_dtype("tensor_muon", mu_dtype)
-    averaged = momentum(b1, mu_dtype, nesterov=True)
-
-    def of_tensors(specs):
-        if projection is None:
-            last = {name: dataclasses.replace(s, matrix_axes=(-2, -1)) for name, s in specs.items()}
-            return optax.chain(averaged, orthogonalize(last, scale, steps))
-        return in_subspace(
-            optax.chain(averaged, orthogonalize(None, scale, steps)),
-            projection,
-            update_proj_gap=update_proj_gap,
-            on_refresh=on_refresh,
-            specs=specs,
-            stagger=stagger,
-            seed=seed,
-            per_layer=per_layer,
-        )
-
-    of_tensors({})  # wrong arguments are told here, not at init
-    of_matrices = optax.chain(averaged, orthogonalize(None, matrix_scale, steps))
-    of_others = scale_by_adam(adam_b1, adam_b2, eps)
-
-    def kind(leaf, spec):
-        large = len(leaf.shape) == 2 and min(leaf.shape) >= _SMALLEST_MATRIX
-        return "tensor" if spec is not None else "matrix" if large else "other"
-
-    scaled = by_kind(
-        {
-            "tensor": with_axes_last(of_tensors, lambda *leaf: matrix_axes(*leaf)[1:]),
-            "matrix": lambda _: of_matrices,
-            "other": lambda _: of_others,
-        },
-        kind,
-        specs,
-    )
-    return _with_decay_and_rate("tensor_muon", scaled, weight_decay, mask, learning_rate)
-
-
-def _with_decay_and_rate(
+def with_decay_and_rate(
     owner: str,
     scaled: optax.GradientTransformation,
     weight_decay: optax.ScalarOrSchedule,

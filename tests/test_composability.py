@@ -34,6 +34,9 @@ OPTIMIZERS = {
     "subspace_momentum": lambda **o: tg.subspace_momentum(
         1e-2, tg.Tucker(0.2), update_proj_gap=2, weight_decay=0.1, **o
     ),
+    "subspace_muon": lambda **o: tg.subspace_muon(
+        1e-2, tg.Tucker(0.2), update_proj_gap=2, weight_decay=0.1, **o
+    ),
     "tensor_muon": lambda **o: tg.tensor_muon(1e-2, update_proj_gap=2, weight_decay=0.1, **o),
     "lion": lambda **o: optax.chain(
         tg.in_subspace(optax.scale_by_lion(), tg.StructuredSparse(0.3), 2, **o),

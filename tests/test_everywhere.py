@@ -17,7 +17,10 @@ from test_composability import OPTIMIZERS, assert_close, run, struct
 
 import tensorgrad_jax as tg
 
-READY = ("tensorgrad", "subspace_momentum", "tensor_muon", "projected_adamw", "filter_by")
+READY = (
+    "tensorgrad", "subspace_momentum", "subspace_muon", "tensor_muon", "projected_adamw",
+    "filter_by",
+)  # fmt: skip
 ready = pytest.mark.parametrize("name", READY)
 
 

@@ -78,6 +78,7 @@ OPTIMIZERS = {
         **specs,
     ),
     "subspace_momentum": lambda **specs: tg.subspace_momentum(1e-3, **specs),
+    "subspace_muon": lambda **specs: tg.subspace_muon(1e-3, **specs),
     "tensor_muon": lambda **specs: tg.tensor_muon(1e-3, **specs),
     "tensor_muon, whole momentum": lambda **specs: tg.tensor_muon(1e-3, None, **specs),
     "filter_by and Adam": lambda **specs: optax.chain(

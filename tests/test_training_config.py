@@ -245,14 +245,23 @@ def test_help_names_every_option(capsys):
             "--opt.tensorgrad True --opt.rank 0.1",
             ["--opt.rank 0.1", "no effect", "opt.second_rank"],
         ),
-        ("--opt.rank 0.1", ["no effect", "tensor_muon, which has its own", "tensorgrad True"]),
-        ("--opt.scale 2", ["no effect", "tensor_muon, which has its own"]),
+        ("--opt.rank 0.1", ["no effect", "subspace_muon, which has its own", "tensorgrad True"]),
+        ("--opt.scale 2", ["no effect", "subspace_muon, which has its own"]),
+        (
+            "--opt.optimizer_type tensor_muon --opt.polar_share .3",
+            ["no effect", "opt.optimizer_type is tensor_muon"],
+        ),
+        (
+            "--opt.optimizer_type subspace_muon --fno.low_rank oialr",
+            ["opt.optimizer_type", "'subspace_muon'", "tensor_muon"],
+        ),
+        ("--opt.momentum_budget 0", ["opt.momentum_budget", "(0, 1]"]),
         ("--opt.enforce_full_complex_precision True", ["no effect", "momentum in bfloat16"]),
         (
             "--opt.optimizer_type adamw --opt.momentum .9",
             ["no effect", "opt.optimizer_type is adamw"],
         ),
-        ("--fno.separable True", ["opt.optimizer_type", "'tensor_muon'", "fno.separable True"]),
+        ("--fno.separable True", ["opt.optimizer_type", "'subspace_muon'", "fno.separable True"]),
         ("--opt.tensorgrad_sum_lambda_sparse 2 --opt.proj_type low_rank", ["no effect"]),
         ("--opt.optimizer_type adamw --opt.update_proj_gap 9", ["no effect", "opt.tensorgrad"]),
         ("--opt.step_size 3", ["no effect", "CosineAnnealingLR"]),
@@ -360,7 +369,7 @@ LOW_RANK = tg.Tucker(0.25)
 @pytest.mark.parametrize(
     ("argv", "projection"),
     [
-        ("", None),  # tensor_muon has a projection of its own
+        ("", None),  # subspace_muon has projections of its own
         ("--opt.optimizer_type tensor_muon --opt.tensorgrad True", None),
         ("--opt.optimizer_type tensorgrad", PAPER),
         ("--opt.tensorgrad True", PAPER),

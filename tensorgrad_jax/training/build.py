@@ -26,6 +26,7 @@ from tensorgrad_jax.training.loop import Training, steps_per_epoch
 from tensorgrad_jax.training.memory import StepMemory, step_memory
 from tensorgrad_jax.training.options import (
     GENERATOR_OPTIONS,
+    MUONS,
     Config,
     DataConfig,
     OptConfig,
@@ -117,23 +118,8 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
     opt = config.opt
     schedule = build_schedule(opt, steps_per_epoch)
     gap = build_gap(opt, steps_per_epoch * opt.n_epochs)
-    if opt.optimizer() == "tensor_muon":
-        return tg.tensor_muon(
-            schedule,
-            None
-            if config.fno.low_rank is not None
-            else tg.Tucker((..., opt.channel_share, opt.channel_share), factors="real"),
-            update_proj_gap=gap,
-            weight_decay=opt.weight_decay,
-            specs=tensor_specs,
-            b1=opt.momentum,
-            adam_b1=opt.b1,
-            adam_b2=opt.b2,
-            eps=opt.eps,
-            on_refresh=opt.on_refresh,
-            seed=config.seed,
-            per_layer=opt.per_layer_opt,
-        )
+    if config.optimizer() in MUONS:
+        return _build_muon(config, schedule, gap)
     projection = build_projection(opt, config.fno.separable)
     mu_dtype = None if opt.enforce_full_complex_precision else jnp.bfloat16
     if projection is None:
@@ -165,6 +151,36 @@ def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTrans
         on_refresh=opt.on_refresh,
         seed=config.seed,
         per_layer=opt.per_layer_opt,
+    )
+
+
+def _build_muon(config: Config, schedule: Any, gap: Any) -> optax.GradientTransformation:
+    """Return `tg.subspace_muon` or `tg.tensor_muon`."""
+    opt = config.opt
+    of_channels = tg.Tucker((..., opt.channel_share, opt.channel_share), factors="real")
+    common = {
+        "update_proj_gap": gap,
+        "weight_decay": opt.weight_decay,
+        "specs": tensor_specs,
+        "adam_b1": opt.b1,
+        "eps": opt.eps,
+        "on_refresh": opt.on_refresh,
+        "seed": config.seed,
+        "per_layer": opt.per_layer_opt,
+    }
+    if config.optimizer() == "tensor_muon":
+        projection = None if config.fno.low_rank is not None else of_channels
+        own = {"b1": opt.momentum, "adam_b2": opt.b2}
+        return tg.tensor_muon(schedule, projection, **own, **common)
+    return tg.subspace_muon(
+        schedule,
+        tg.Tucker(opt.momentum_budget, factors="real"),
+        b1=opt.b1,
+        b2=opt.b2,
+        polar_share=opt.polar_share,
+        polar_projection=of_channels,
+        matrix_b1=opt.momentum,
+        **common,
     )
 
 
@@ -302,7 +318,7 @@ def build_schedule(opt: OptConfig, steps_per_epoch: int) -> optax.Schedule:
 
 def build_gap(opt: OptConfig, total_steps: int) -> Any:
     """Return the gap between refreshes: a number, or a schedule over the whole training."""
-    start = opt.update_proj_gap or (50 if opt.optimizer() == "tensor_muon" else 200)
+    start = opt.update_proj_gap or (50 if opt.optimizer() in MUONS else 200)
     if opt.update_proj_gap_mode == "fixed":
         return start
     schedules = {

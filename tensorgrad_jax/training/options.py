@@ -40,7 +40,10 @@ _RANK = (
     "a number in (0, 1], an integer in [1, 2**31), or a list of one of the two such as [8,8,4,4]"
 )
 Rank = Annotated[Count | _Budget | Counts | Annotated[tuple[_Budget, ...], _LIST], _RANK]
-Optimizer = Literal["tensor_muon", "adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"]
+Optimizer = Literal[
+    "subspace_muon", "tensor_muon", "adamw", "tensorgrad", "tensorgrad_sum", "subspace_momentum"
+]
+MUONS = ("subspace_muon", "tensor_muon")  # they have projections of their own
 Kind = Literal["low_rank", "structured_sparse", "unstructured_sparse"]
 Selection = Literal["randk", "topk", "probability"]
 Side = Literal["std", "reverse_std", "left", "right", "full"]
@@ -230,10 +233,12 @@ class OptConfig(Options):
 
     prefix = "opt."
     optimizer_type: Optimizer | None = option(
-        None, "null: tensor_muon; tensorgrad with opt.tensorgrad True or a proj_type"
+        None, "null: subspace_muon; tensorgrad with opt.tensorgrad True or a proj_type"
     )
-    channel_share: Fraction = option(0.5, "tensor_muon: channels whose momentum is kept")
-    momentum: Decay = option(0.95, "tensor_muon: decay of the momentum")
+    momentum_budget: Fraction = option(0.05, "subspace_muon: momentum of tensors that is kept")
+    polar_share: Share = option(0.5, "subspace_muon: weight of the polar factor")
+    channel_share: Fraction = option(0.5, "muons: channels in which polar factors are taken")
+    momentum: Decay = option(0.95, "muons: decay of momentum, subspace_muon's of matrices alone")
     tensorgrad: bool | None = option(None, "compress gradients; null: unless optimizer_type adamw")
     proj_type: Kind | None = option(None, "null: low_rank, unstructured_sparse if there are two")
     rank: Rank = option(0.25, "Tucker rank of the first projection, or its budget")
@@ -246,7 +251,7 @@ class OptConfig(Options):
     second_sparse_ratio: Fraction = option(0.05, "entries kept by the second projection")
     second_sparse_type: Selection = option("randk", "how the second projection selects entries")
     tensorgrad_sum_lambda_sparse: Positive = option(1.0, "weight of a composite's sparse part")
-    update_proj_gap: Count | None = option(None, "steps to a refresh; null: 200, tensor_muon 50")
+    update_proj_gap: Count | None = option(None, "steps to a refresh; null: 200, muons 50")
     update_proj_gap_mode: GapMode = option("fixed", "how the gap changes in training")
     update_proj_gap_end: Count | None = option(None, "gap at the end, unless the mode is fixed")
     n_iter_max_tucker: Few = option(1, "sweeps of the Tucker decomposition")
@@ -290,11 +295,11 @@ class OptConfig(Options):
         if self.tensorgrad is False:
             return "adamw"
         named = self.tensorgrad or self.proj_type or self.second_proj_type
-        return self.optimizer_type or ("tensorgrad" if named else "tensor_muon")
+        return self.optimizer_type or ("tensorgrad" if named else "subspace_muon")
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of the projections, none, one or two: the rules of `build_projection`."""
-        of_its_own = self.optimizer() == "tensor_muon"
+        of_its_own = self.optimizer() in MUONS
         compressed = not of_its_own and (self.tensorgrad or self.optimizer() != "adamw")
         first, second = self.proj_type, self.second_proj_type
         paper = not first and self.optimizer() in ("tensorgrad", "tensorgrad_sum")
@@ -335,7 +340,8 @@ class Config(Options):
         if self.fno.low_rank is not None:
             cores = "with fno.low_rank oialr"
             due = f"tensor_muon, or adamw without opt.tensorgrad, {cores}: a core is small already"
-            yield bool(kinds), "opt.optimizer_type", opt.optimizer_type, due
+            subspace = bool(kinds) or self.optimizer() == "subspace_muon"
+            yield subspace, "opt.optimizer_type", opt.optimizer_type, due
             due = f"False {cores}: a core has two axes of channels"
             yield self.fno.separable, "fno.separable", True, due
             due = f"full {cores}: bases are kept in float32"
@@ -343,13 +349,19 @@ class Config(Options):
             yield half, "fno.fno_block_weights_precision", "half", due
             per_example = opt.second_moment == "per_example"
             yield per_example, "opt.second_moment", "per_example", f"batch {cores}"
-        due = "another one with fno.separable True: tensor_muon needs matrices of channels"
-        muon = opt.optimizer() == "tensor_muon"
-        yield muon and self.fno.separable, "opt.optimizer_type", "tensor_muon", due
+        name = self.optimizer()
+        due = f"another one with fno.separable True: {name} needs matrices of channels"
+        yield name in MUONS and self.fno.separable, "opt.optimizer_type", name, due
         due = "a second projection with opt.optimizer_type tensorgrad_sum and a given "
         due += "opt.proj_type: a sum has two parts"
         alone = opt.optimizer_type == "tensorgrad_sum" and len(kinds) == 1
         yield alone, "opt.second_proj_type", None, due
+
+    def optimizer(self) -> str:
+        """The optimizer's type: as `opt.optimizer` says, but for what is no use to small cores."""
+        free = self.opt.optimizer_type is None and self.fno.low_rank is not None
+        chosen = self.opt.optimizer()
+        return "tensor_muon" if free and chosen == "subspace_muon" else chosen
 
     def unused(self) -> dict[str, str]:
         """The options without effect beside the others, by full name, each with the reason.
@@ -371,8 +383,9 @@ class Config(Options):
         used = {name for names in effects if effects[names] for name in names.split()}
         about = " ".join([_PROJECTED, _REFRESHED, *effects]).split()
         none = "opt.optimizer_type adamw compresses nothing without opt.tensorgrad True"
-        if opt.optimizer() == "tensor_muon":
-            none = "opt.optimizer_type is tensor_muon, which has its own; see opt.tensorgrad True"
+        if self.optimizer() in MUONS:
+            none = f"opt.optimizer_type is {self.optimizer()}, which has its own; "
+            none += "see opt.tensorgrad True"
             about = " ".join([_PROJECTED, *effects]).split()
         unused = {} if kinds else {f"opt.{name}": none for name in about}
         for name in " ".join(effects).split():
@@ -382,14 +395,14 @@ class Config(Options):
                 unused.setdefault(f"opt.{name}", f"the projection is {' + '.join(kinds)}{hint}")
         for name, values, others, why in _NEEDS:
             is_type = name == "opt.optimizer_type"
-            value = opt.optimizer() if is_type else str(attrgetter(name)(self))
+            value = self.optimizer() if is_type else str(attrgetter(name)(self))
             if value not in values.split():
                 unused = dict.fromkeys(others.split(), why.format(name, value)) | unused
         if opt.resume_from_dir is None:
             unused["opt.allow_changes"] = "opt.resume_from_dir is null"
         # What cannot be made is not made in any case.
         off = {"data.generate"} if not self.data.generate else set()
-        about = [*about, "channel_share", "momentum"]
+        about = [*about, *_OF_MUONS.split()]
         off |= {f"opt.{name}" for name in about} if opt.tensorgrad is False else set()
         return {name: reason for name, reason in unused.items() if name not in off}
 
@@ -405,6 +418,7 @@ _TUCKER = "n_iter_max_tucker svd_type tucker_warm_restart"
 _GALORE = "galore_2d_proj_type first_dim_rollup"
 _PROJECTED = "proj_type second_proj_type scale match_update_size"
 _REFRESHED = "on_refresh per_layer_opt update_proj_gap update_proj_gap_mode update_proj_gap_end"
+_OF_MUONS = "momentum_budget polar_share channel_share momentum"
 _FLOW = "data.viscosity data.t_end data.dt"
 _MADE = f"{_FLOW} data.solver_resolution data.generator_seed"
 _CORES = "fno.low_rank_share fno.low_rank_delay fno.low_rank_frequency fno.low_rank_cutoff"
@@ -428,7 +442,8 @@ _NEEDS = [  # an option, the values with which others have an effect, those othe
     ("opt.optimizer_type", _ADAMS, "opt.second_moment", "{} {} is not AdamW, nor has it inside"),
     ("opt.second_moment", "batch", "opt.enforce_full_complex_precision", _ALL_WIDE),
     ("opt.optimizer_type", _WIDE, "opt.enforce_full_complex_precision", _HALF),
-    ("opt.optimizer_type", "tensor_muon", "opt.channel_share opt.momentum", _IS),
+    ("opt.optimizer_type", "subspace_muon tensor_muon", "opt.channel_share opt.momentum", _IS),
+    ("opt.optimizer_type", "subspace_muon", "opt.momentum_budget opt.polar_share", _IS),
     ("opt.scheduler", "StepLR", "opt.step_size opt.gamma", _IS),
     ("opt.scheduler", "CosineAnnealingLR", "opt.scheduler_T_max", _IS),
     ("fno.fno_block_weights_precision", "half", "opt.stochastic_rounding", _IS),

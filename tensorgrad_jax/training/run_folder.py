@@ -81,7 +81,7 @@ def _candidates(config: Config) -> Iterator[Path]:
             )
         yield folder
         return
-    base = f"{config.data.problem}_{config.opt.optimizer()}"
+    base = f"{config.data.problem}_{config.optimizer()}"
     for n in itertools.count(1):
         folder = parent / (base if n == 1 else f"{base}_{n}")
         if not os.path.lexists(folder):

@@ -100,7 +100,8 @@ def with_axes_last(
                 place, spec = order(name, leaf).index, specs[name]
                 new = lambda axis, place=place, n=leaf.ndim: place(axis % n)
                 pair = None if spec.complex_axis is None else new(spec.complex_axis)
-                made[name] = TensorSpec(pair, tuple(new(a) for a in spec.batch_axes))
+                groups = spec.groups and tuple(tuple(map(new, group)) for group in spec.groups)
+                made[name] = TensorSpec(pair, tuple(map(new, spec.batch_axes)), groups)
             return optax.with_extra_args_support(transform(made))
 
         def init_fn(params):

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from tensorgrad_jax.projections.leaf import TensorSpec
@@ -34,7 +35,7 @@ _LARGEST_TOGETHER = 2**24  # bytes
 
 
 def orthogonalize(
-    specs: Specs = None, scale: float = 0.2, steps: int = 5, dtype: Any = None
+    specs: Specs = None, scale: ArrayLike = 0.2, steps: int = 5, dtype: Any = None
 ) -> optax.GradientTransformation:
     r"""Replace the matrices of an update by their polar factors.
 
@@ -142,7 +143,7 @@ def _as_matrices(
     return jnp.moveaxis(parts, places, (-2, -1)), back
 
 
-def _of_all(leaves: list[Array], scale: float, steps: int, dtype: Any) -> list[Array]:
+def _of_all(leaves: list[Array], scale: ArrayLike, steps: int, dtype: Any) -> list[Array]:
     """Return the polar factors of every leaf's matrices, of leaves of one shape together.
 
     Layers have weights of the same shape. A few large products then take the place of many small

@@ -63,6 +63,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[[Any], Any]]
     "subspace_momentum": (
         tg.subspace_momentum, {"learning_rate": 1e-3, "projection": tg.Tucker(0.25)}, _step
     ),
+    "subspace_muon": (tg.subspace_muon, {"learning_rate": 1e-3}, _step),
     "tensor_muon": (tg.tensor_muon, {"learning_rate": 1e-3}, _step),
     "reference_adamw": (
         tg.reference_adamw, {"learning_rate": 1e-3, "projection": tg.Tucker(0.25)}, _step
