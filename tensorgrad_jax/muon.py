@@ -168,7 +168,11 @@ def subspace_muon(
 
 
 def _polar_factors(
-    projection: Projection | None, scale: ArrayLike, steps: int, subspace: dict[str, Any], specs: Any
+    projection: Projection | None,
+    scale: ArrayLike,
+    steps: int,
+    subspace: dict[str, Any],
+    specs: dict[str, TensorSpec],
 ) -> optax.GradientTransformation:
     """Return polar factors inside a subspace whose lifted numbers have a root mean square."""
     if projection is None:

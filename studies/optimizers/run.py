@@ -30,10 +30,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from grid import read  # noqa: E402
 from replicas import train  # noqa: E402
-from settings import ABLATION, COMPARED, MIXED  # noqa: E402
+from settings import SETTINGS  # noqa: E402
 from tasks import TASKS, Task  # noqa: E402
-
-SETTINGS = COMPARED | ABLATION | MIXED
 
 
 def main() -> int:

@@ -10,14 +10,24 @@ import jax
 import jax.numpy as jnp
 import optax
 import peers
+from sized import sized
 from tasks import Task
 from tensorgrad_jax.models import tensor_specs
 
 import tensorgrad_jax as tg
+from tensorgrad_jax.transforms.blending import blended
+from tensorgrad_jax.transforms.moments import momentum
 
 Build = Callable[[Task], optax.GradientTransformation]
 PAPER = tg.Residual(tg.UnstructuredSparse(0.05), tg.Tucker(0.20))
-HALVED = tg.Tucker((..., 0.5, 0.5), factors="real")
+
+
+def channels(share: float) -> tg.Tucker:
+    """Return a projection that leaves the frequencies whole."""
+    return tg.Tucker((..., share, share), factors="real")
+
+
+HALVED = channels(0.5)
 
 
 def without_rate(chain: Callable[..., optax.GradientTransformation], **options: Any) -> Build:
@@ -96,143 +106,35 @@ def whole_of_compressed(scale: float, share: float = 0.05) -> Build:
     )
 
 
-def mixed(
-    share: float = 0.5,
-    *,
-    projection: tg.Projection | None = tg.Tucker(0.05, factors="real"),  # noqa: B008 (frozen)
-    complement: str = "pass",
-    b1: float = 0.9,
-    b2: float = 0.999,
-    mu_dtype: Any = jnp.bfloat16,
-    factored: bool = True,
-    channels: float | None = 0.5,
-    scale: float = 0.8,
-    steps: int = 5,
-    gap: int | None = None,
-    on_refresh: str = "transport",
-    matrices: optax.GradientTransformation | None = None,
-    adam: bool = False,
-) -> Build:
-    """Return the mean of `tg.subspace_momentum`'s update and its polar factor.
+def half(**options: Any) -> Build:
+    """Return `tg.subspace_muon`."""
+    gap = options.pop("gap", None)
+    return lambda task: optax.chain(
+        tg.subspace_muon(1.0, update_proj_gap=gap or task.gap, specs=tensor_specs, **options),
+        optax.scale(-1.0),
+    )
 
-    Args:
-        share: weight of the polar factor.
-        projection: the subspace of the momentum; None: all of it is kept.
-        complement: what becomes of the gradient outside.
-        b1: decay of the momentum.
-        b2: decay of the second moment.
-        mu_dtype: of the momentum.
-        factored: the second moment as a product of means, else that of Adam.
-        channels: share of the channels that the polar factor is taken in; None: of the update.
-        scale: root mean square of the polar factor.
-        steps: its rounds.
-        gap: steps between refreshes; None: the task's.
-        on_refresh: what becomes of the momentum.
-        matrices: what matrices get; None: polar factors of their momentum.
-        adam: matrices get Adam.
-    """
-    averaged = tg.transforms.moments.momentum(b1, mu_dtype)
+
+def taken_apart(complement: str = "pass", factored: bool = True) -> Build:
+    """Return `tg.subspace_muon` of its pieces, with what it has no option for."""
 
     def build(task: Task) -> optax.GradientTransformation:
-        refreshes = gap or task.gap
-        numerator = averaged
-        if projection is not None:
-            numerator = tg.in_subspace(
-                averaged, projection, refreshes, on_refresh, complement=complement,
-                specs=tensor_specs,
-            )  # fmt: skip
-        if factored:
-            scaled = tg.scale_by_factored_rms(b2, 1e-8, tensor_specs, numerator, max_rms=1.0)
-        else:
-            scaled = tg.scale_by_factored_rms(
-                b2, 1e-8, lambda p: jax.tree.map(lambda _: None, p), numerator
-            )
-        if channels is None:
-            polar_factor = tg.orthogonalize(tensor_specs, scale, steps)
-        else:
-            polar_factor = tg.in_subspace(
-                tg.orthogonalize(None, scale / channels, steps),
-                tg.Tucker((..., channels, channels), factors="real"),
-                refreshes,
-                specs=tensor_specs,
-            )
-
-        def init(params):
-            return {"scaled": scaled.init(params), "polar": polar_factor.init(params)}
-
-        def update(updates, state, params=None):
-            first, of_first = scaled.update(updates, state["scaled"], params)
-            if not share:
-                return first, state | {"scaled": of_first}
-            second, of_second = polar_factor.update(first, state["polar"], params)
-            mean = jax.tree.map(lambda x, y: (1 - share) * x + share * y, first, second)
-            return mean, {"scaled": of_first, "polar": of_second}
-
-        return optax.GradientTransformation(init, update)
-
-    of_matrices = polar(0.4, dtype=jnp.bfloat16) if matrices is None else matrices
-    return parts(build, tg.scale_by_adam() if adam else of_matrices)
-
-
-def sized(
-    projection: tg.Projection | None, scale: float, b2: float = 0.999, power: float = 1.0
-) -> Build:
-    """Return polar factors as large as Adam's update would be, frequency by frequency.
-
-    The root mean square of a frequency's update is that of its momentum over the root of the mean
-    square of its gradients, to a power: small where gradients are noise.
-    """
-    momentum = tg.transforms.moments.momentum(0.95, jnp.bfloat16, nesterov=True)
-
-    def build(task: Task) -> optax.GradientTransformation:
-        def inside(specs):
-            polar_factor = tg.orthogonalize(specs, scale)
-
-            def squares(x):
-                parts = jax.tree.leaves(x)[0]
-                if parts.ndim < 2:
-                    return parts**2
-                # Real and imaginary part stand along axis 0, of compact forms and of pairs.
-                return jnp.mean(parts.real**2 + parts.imag**2, (0, -2, -1), keepdims=True)
-
-            def init(params):
-                leaves = jax.tree.leaves(params, is_leaf=tg.projections.pairs.is_pair)
-                zeros = tuple(jnp.zeros_like(squares(x)) for x in leaves)
-                return {
-                    "count": jnp.zeros((), jnp.int32),
-                    "mean": momentum.init(params),
-                    "v": zeros,
-                }
-
-            def update(updates, state, params=None):
-                del params
-                count = state["count"] + 1
-                flat, treedef = jax.tree.flatten(updates, is_leaf=tg.projections.pairs.is_pair)
-                v = tuple(
-                    b2 * old + (1 - b2) * squares(g)
-                    for old, g in zip(state["v"], flat, strict=True)
-                )
-                averaged, mean = momentum.update(updates, state["mean"])
-                factors, _ = polar_factor.update(averaged, optax.EmptyState())
-                sizes = [
-                    (squares(m) * (1 - b2**count) / jnp.where(s > 0, s, 1)) ** (power / 2)
-                    for m, s in zip(treedef.flatten_up_to(averaged), v, strict=True)
-                ]
-                made = [
-                    jax.tree.map(lambda x, q=q: x * q, f)
-                    for f, q in zip(treedef.flatten_up_to(factors), sizes, strict=True)
-                ]
-                return treedef.unflatten(made), {"count": count, "mean": mean, "v": v}
-
-            return optax.GradientTransformation(init, update)
-
-        if projection is None:
-            return inside(tensor_specs)
-        return tg.in_subspace(
-            inside(None), projection, task.gap, on_refresh="keep", specs=tensor_specs
-        )
+        numerator = tg.in_subspace(
+            momentum(0.9, jnp.bfloat16), tg.Tucker(0.05, factors="real"), task.gap,
+            complement=complement, specs=tensor_specs,
+        )  # fmt: skip
+        none = lambda params: jax.tree.map(lambda _: None, params)
+        specs, bound = (tensor_specs, 1.0) if factored else (none, None)
+        scaled = tg.scale_by_factored_rms(0.999, 1e-8, specs, numerator, max_rms=bound)
+        return blended(scaled, core(tg.orthogonalize(None, 1.6))(task), 0.5)
 
     return parts(build, polar(0.4, dtype=jnp.bfloat16))
+
+
+def of_size(projection: tg.Projection | None, scale: float, *of_squares, **options) -> Build:
+    """Return polar factors as large as Adam's update would be, for matrices as they are."""
+    tensors = lambda task: sized(projection, task.gap, scale, *of_squares, **options)
+    return parts(tensors, polar(0.4, dtype=jnp.bfloat16))
 
 
 def with_polar_cores(sparse: float = 0.05) -> Build:
@@ -278,6 +180,7 @@ def as_soap(share: float) -> Build:
 
 COMPARED: dict[str, Build] = {
     "AdamW": lambda task: tg.scale_by_adam(),
+    "subspace_muon": half(),
     "tensor_muon": muon(),
     "tensor_muon, scale .4": muon(scale=0.4, matrix_scale=0.2),
     "tensor_muon, scale .2": muon(scale=0.2, matrix_scale=0.1),
@@ -285,19 +188,10 @@ COMPARED: dict[str, Build] = {
     "tensor_muon, whole, scale .4": muon(projection=None, scale=0.4, matrix_scale=0.2),
     "tensor_muon, whole, scale .2": muon(projection=None, scale=0.2, matrix_scale=0.1),
     "tensor_muon, whole, 8 bits": muon(projection=None, mu_dtype=jnp.int8),
-    "tensor_muon, channels times .75, 8 bits": muon(
-        projection=tg.Tucker((..., 0.75, 0.75), factors="real"), mu_dtype=jnp.int8
-    ),
-    "subspace_muon": mixed(),
-    "Adam's size, whole": sized(None, 1.0),
-    "Adam's size, core": sized(HALVED, 2.0),
-    "Adam's size, core, b2 .95": sized(HALVED, 2.0, 0.95),
-    "Adam's size, whole, b2 .95": sized(None, 1.0, 0.95),
-    "Adam's size, whole, power .5": sized(None, 0.8, power=0.5),
+    "tensor_muon, channels times .75, 8 bits": muon(projection=channels(0.75), mu_dtype=jnp.int8),
     "subspace momentum, polar matrices": parts(
         without_rate(tg.subspace_momentum), polar(0.4, dtype=jnp.bfloat16)
     ),
-    "whole, scale .4, matrices .4": muon(projection=None, scale=0.4, matrix_scale=0.4),
     "subspace momentum": without_rate(tg.subspace_momentum),
     "TensorGRaD": without_rate(tg.tensorgrad),
     "TensorGRaD as published": lambda task: optax.chain(
@@ -324,7 +218,8 @@ COMPARED: dict[str, Build] = {
 }
 """Each with the best of the task's rates."""
 
-ABLATION: dict[str, Build] = {
+OF_TENSOR_MUON: dict[str, Build] = {
+    "whole, scale .4, matrices .4": muon(projection=None, scale=0.4, matrix_scale=0.4),
     "subspace momentum, unbounded": unbounded,
     "subspace momentum, size matched": without_rate(tg.subspace_momentum, match_size=True),
     "not orthogonalised": parts(core(tg.scale_by_adam(), match_size=True), polar(0.4)),
@@ -332,8 +227,8 @@ ABLATION: dict[str, Build] = {
     "float32 momentum": muon(mu_dtype=None),
     "8-bit momentum": muon(mu_dtype=jnp.int8),
     "bases averaged over refreshes": muon(projection=averaged(0.5), gap=10),
-    "channels times .25": muon(projection=tg.Tucker((..., 0.25, 0.25), factors="real")),
-    "channels times .75": muon(projection=tg.Tucker((..., 0.75, 0.75), factors="real")),
+    "channels times .25": muon(projection=channels(0.25)),
+    "channels times .75": muon(projection=channels(0.75)),
     "complex factors": muon(projection=tg.Tucker((..., 0.5, 0.5))),
     "all modes, 25%": muon(projection=tg.Tucker(0.25)),
     "polar factor of momentum in 5%": parts(whole_of_compressed(0.8), polar(0.4)),
@@ -346,37 +241,42 @@ ABLATION: dict[str, Build] = {
     "momentum reset": muon(on_refresh="reset"),
     "5% single entries beside, moments kept": with_polar_cores(),
     "3 steps": muon(steps=3),
+    "Adam's size, whole": of_size(None, 1.0),
+    "Adam's size, core": of_size(HALVED, 2.0),
+    "Adam's size, core, b2 .95": of_size(HALVED, 2.0, 0.95),
+    "Adam's size, whole, b2 .95": of_size(None, 1.0, 0.95),
+    "Adam's size, whole, power .5": of_size(None, 0.8, power=0.5),
 }  # fmt: skip
 """One change of `tensor_muon` each, likewise."""
 
-MIXED: dict[str, Build] = {
-    "no polar factor": mixed(0.0),
-    "polar factor .3": mixed(0.3),
-    "polar factor .7": mixed(0.7),
-    "polar factor alone": mixed(1.0),
-    "complex factors, momentum": mixed(projection=tg.Tucker(0.05)),
-    "momentum of channels alone, 5%": mixed(
-        projection=tg.Tucker((..., 0.22, 0.22), factors="real")
-    ),
-    "momentum in 1%": mixed(projection=tg.Tucker(0.01, factors="real")),
-    "momentum in 25%": mixed(projection=tg.Tucker(0.25, factors="real")),
-    "whole momentum": mixed(projection=None),
-    "momentum of 5% single entries": mixed(projection=tg.UnstructuredSparse(0.05)),
-    "outside dropped": mixed(complement="drop"),
-    "polar factor in .25 of the channels": mixed(channels=0.25),
-    "polar factor of all channels": mixed(channels=None),
-    "momentum b .8": mixed(b1=0.8),
-    "momentum b .95": mixed(b1=0.95),
-    "momentum in float32": mixed(mu_dtype=None),
-    "momentum in 8 bits": mixed(mu_dtype=jnp.int8),
-    "Adam for matrices": mixed(adam=True),
-    "full second moment": mixed(factored=False),
-    "second moment b .99": mixed(b2=0.99),
-    "refresh every 10": mixed(gap=10),
-    "refresh every 200": mixed(gap=200),
-    "reset at a refresh": mixed(on_refresh="reset"),
-    "3 rounds": mixed(steps=3),
-    "2 rounds": mixed(steps=2),
-    "polar factor scale .4": mixed(scale=0.4),
+ABLATION: dict[str, Build] = {
+    "no polar factor": half(polar_share=0.0),
+    "polar factor .3": half(polar_share=0.3),
+    "polar factor .7": half(polar_share=0.7),
+    "polar factor alone": half(polar_share=1.0),
+    "polar factor in .25 of the channels": half(polar_projection=channels(0.25)),
+    "polar factor of all channels": half(polar_projection=None),
+    "polar factor scale .4": half(polar_scale=0.4),
+    "3 rounds": half(steps=3),
+    "2 rounds": half(steps=2),
+    "complex factors, momentum": half(projection=tg.Tucker(0.05)),
+    "momentum of channels alone, 5%": half(projection=channels(0.22)),
+    "momentum in 1%": half(projection=tg.Tucker(0.01, factors="real")),
+    "momentum in 25%": half(projection=tg.Tucker(0.25, factors="real")),
+    "whole momentum": half(projection=None),
+    "momentum of 5% single entries": half(projection=tg.UnstructuredSparse(0.05)),
+    "outside dropped": taken_apart(complement="drop"),
+    "momentum b .8": half(b1=0.8),
+    "momentum b .95": half(b1=0.95),
+    "momentum in float32": half(mu_dtype=None),
+    "momentum in 8 bits": half(mu_dtype=jnp.int8),
+    "full second moment": taken_apart(factored=False),
+    "second moment b .99": half(b2=0.99),
+    "Adam for matrices": parts(half()),
+    "refresh every 10": half(gap=10),
+    "refresh every 200": half(gap=200),
+    "reset at a refresh": half(on_refresh="reset"),
 }
-"""One change of the mean of subspace momentum and its polar factor each."""
+"""One change of `subspace_muon` each, likewise."""
+
+SETTINGS = COMPARED | ABLATION | OF_TENSOR_MUON
