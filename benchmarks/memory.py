@@ -3,7 +3,7 @@
     python benchmarks/memory.py
 
 FNO with 128 x 128 modes, 256 channels and 4 layers on 1024 x 1024 points, batch 1, with and without
-activation checkpointing; AdamW, tensor_muon and TensorGRaD (5% + 20%) in float32 and with bfloat16
+activation checkpointing; AdamW, subspace_muon and TensorGRaD (5% + 20%) in float32, with bfloat16
 weights and activations; and the default run. Writes memory.json and memory.png beside itself.
 """
 
@@ -31,8 +31,8 @@ PAPER = ["--opt.tensorgrad", "True"]
 OPTIMIZERS = {
     "AdamW": ADAMW,
     "AdamW, half": [*ADAMW, *HALF],
-    "tensor_muon": [],
-    "tensor_muon, half": HALF,
+    "subspace_muon": [],
+    "subspace_muon, half": HALF,
     "TensorGRaD 25%": PAPER,
     "TensorGRaD 25%, half": [*PAPER, *HALF],
     "TensorGRaD 25%, half, bfloat16 first moments": [

@@ -123,6 +123,9 @@ def step(peers: Peers, rounds: int) -> dict[str, Any]:
         "subspace_momentum, ranks (4, 7, 64, 64), real factors": tg.subspace_momentum(
             1e-3, tg.Tucker((4, 7, 64, 64), factors="real"), **options
         ),
+        "subspace_muon": tg.subspace_muon(1e-3, **options),
+        "subspace_muon, 3 rounds": tg.subspace_muon(1e-3, steps=3, **options),
+        "subspace_muon, no polar factors": tg.subspace_muon(1e-3, polar_share=0.0, **options),
         "tensor_muon": tg.tensor_muon(1e-3, **options),
         "tensor_muon, channels times .25": tg.tensor_muon(
             1e-3, tg.Tucker((..., 0.25, 0.25), factors="real"), **options

@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--torch PYTHON] [--rounds N]
 
-tensor_muon, TensorGRaD and AdamW, float32 and bfloat16; neuraloperator's FNO, PyTorch's AdamW.
+subspace_muon, TensorGRaD and AdamW, float32 and bfloat16; neuraloperator's FNO, PyTorch's AdamW.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ HALF = [*MIXED, "--fno.fno_block_weights_precision", "half"]
 PEER = "neuraloperator fno step"
 VARIANTS = {
     "AdamW": ADAMW,
-    "tensor_muon": [],
+    "subspace_muon": [],
+    "tensor_muon": ["--opt.optimizer_type", "tensor_muon"],
     "TensorGRaD 5% + 20%": PAPER,
     "AdamW, mixed": [*ADAMW, *MIXED],
     "AdamW, mixed, half weights": [*ADAMW, *HALF],
-    "tensor_muon, mixed, half weights": HALF,
+    "subspace_muon, mixed, half weights": HALF,
     "TensorGRaD 5% + 20%, mixed, half weights": [*PAPER, *HALF],
 }
 

@@ -74,6 +74,16 @@ def test_a_spec_names_the_axes_of_the_matrix():
     np.testing.assert_allclose(update[:, :, :, 0] + 1j * update[:, :, :, 1], expected, atol=1e-5)
 
 
+def test_complex_products_are_those_of_parts(monkeypatch):
+    """What other devices than processors compute."""
+    z = draw(3, 6, 5, kind=complex).astype(np.complex64)
+    expected = orthogonalized(z)
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *x, default, **by_platform: default(*x)
+    )
+    np.testing.assert_allclose(orthogonalized(z), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_the_size_of_a_gradient_does_not_matter(size):
     g = draw(4, 6, 5).astype(np.float32)

@@ -1,14 +1,17 @@
 """Tables and pictures of the study: python studies/optimizers/report.py
 
-Writes table.md (every setting at its own best rate, against AdamW seed by seed), ablation.md (one
-change of `tensor_muon` each), bytes.png (error against the state) and curves.png.
+Writes table.md (every setting at its own best rate, against AdamW seed by seed), overview.md (the
+same, a row an optimizer), ablation.md and tensor_muon.md (one change each of `subspace_muon` and of
+`tensor_muon`), bytes.png (error against the state), curves.png (against steps) and seconds.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -21,12 +24,13 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from grid import Row, read  # noqa: E402
-from rates import best, over, rate_cell, spread  # noqa: E402
-from settings import ABLATION, COMPARED, MIXED  # noqa: E402
+from rates import best, markdown, over, rate_cell, spread  # noqa: E402
+from settings import ABLATION, COMPARED, OF_TENSOR_MUON  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
-BASE, OURS = "AdamW", "tensor_muon"
-CURVES = (BASE, OURS, "tensor_muon, whole", "subspace momentum", "TensorGRaD", "SOAP, shared bases")
+BASE, OURS = "AdamW", "subspace_muon"
+CURVES = (BASE, OURS, "tensor_muon", "Muon (Optax), rms .2", "SOAP, shared bases", "TensorGRaD")
+MAIN = ("burgers", "darcy", "navier-stokes", "allen-cahn 3d")
 
 
 def table(rows: list[Row], settings: list[str], base: str = BASE) -> str:
@@ -51,48 +55,80 @@ def table(rows: list[Row], settings: list[str], base: str = BASE) -> str:
     return "\n".join(lines) + "\n"
 
 
+def overview(
+    rows: list[Row], settings: list[str], base: str, tasks: Sequence[str], n_first: int
+) -> str:
+    """Return a table with a row per setting: ratios to `base` on every task.
+
+    The lowest mean over the first three comes first, of settings that were run on the first
+    `n_first`; then come the others.
+    """
+    cells = {}
+    for setting in settings:
+        ratios, states = [], []
+        for task in tasks:
+            runs, against = best(rows, task, setting), best(rows, task, base)
+            ratios.append(over(runs, against) if runs else [])
+            if runs:
+                states.append(runs[0]["state_bytes"] / best(rows, task, BASE)[0]["state_bytes"])
+        if any(ratios):
+            low, high = min(states), max(states)
+            state = f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"{low:.1%} to {high:.1%}"
+            cells[setting] = ratios, state
+    of_three = lambda ratios: mean(mean(r) for r in ratios[:3] if r)
+    order = sorted(cells, key=lambda s: (not all(cells[s][0][:n_first]), of_three(cells[s][0])))
+    body = [[s, *(spread(r) for r in cells[s][0]), cells[s][1]] for s in order]
+    return markdown(["", *tasks, "state of AdamW's"], body)
+
+
 def draw_bytes(rows: list[Row], path: Path) -> None:
-    """Draw test errors over AdamW's against the bytes of the state."""
-    tasks = [t for t in TASKS if len({r["setting"] for r in rows if r["task"] == t}) > 3]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 3.8), squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
+    """Draw test errors over AdamW's against the bytes of the state; GaLore's are far above."""
+    figure, axes = plt.subplots(2, 2, figsize=(13, 9))
+    for axis, task in zip(axes.flat, MAIN, strict=True):
         base, points = best(rows, task, BASE), []
         for setting in COMPARED:
             runs = best(rows, task, setting)
-            if not runs or "scale" in setting:
+            if not runs or "scale" in setting or "GaLore" in setting:
                 continue
             x = runs[0]["state_bytes"] / base[0]["state_bytes"]
             values = over(runs, base)
             error = stdev(values) / len(values) ** 0.5
-            ours = setting.startswith(OURS)
-            axis.errorbar(x, mean(values), error, fmt="o", color="tab:red" if ours else "tab:gray")
+            color = "tab:red" if setting == OURS else "tab:gray"
+            axis.errorbar(x, mean(values), error, fmt="o", color=color)
             points.append((mean(values), x, setting))
-        # Names keep a distance, so that they can be read.
+        axis.set(xscale="log", xlim=(0.025, 300), title=task, xlabel="optimizer state / AdamW's")
+        # Names stand in a column of their own, apart from one another, each tied to its point.
         low, high = axis.get_ylim()
         place = -math.inf
         for y, x, setting in sorted(points):
-            place = max(y, place + 0.035 * (high - low))
-            axis.annotate(setting, (x, y), (x * 1.12, place), size=6.5, va="center")
+            place = max(y - 0.05 * (high - low), place + 0.042 * (high - low))
+            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "tab:gray"}
+            axis.annotate(setting, (x, y), (2.6, place), size=8, va="center", arrowprops=line)
         axis.axhline(1, color="black", linewidth=0.6)
-        axis.set(xscale="log", xlim=(0.04, 6), title=task, xlabel="optimizer state / AdamW's")
-    axes[0][0].set_ylabel("test error / AdamW's")
+        axis.set_ylabel("test error / AdamW's")
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def draw_curves(rows: list[Row], path: Path) -> None:
-    """Draw validation errors of all seeds' mean against the epoch."""
-    tasks = [t for t in TASKS if best(rows, t, OURS)]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 3.6), squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
+def draw_curves(rows: list[Row], path: Path, seconds: dict[str, dict[str, float]] | None) -> None:
+    """Draw validation errors of all seeds' mean against epochs, or against seconds."""
+    tasks = [t for t in seconds or TASKS if best(rows, t, OURS)]
+    n_rows = -(-len(tasks) // 3)
+    figure, axes = plt.subplots(n_rows, 3, figsize=(13, 3.6 * n_rows), squeeze=False)
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_visible(False)
+    for axis, task in zip(axes.flat, tasks, strict=False):
         for setting in CURVES:
             runs = best(rows, task, setting)
-            if runs:
-                epochs = range(1, len(runs[0]["curve"]) + 1)
-                values = [mean(c[1] for c in point) for point in zip(*(r["curve"] for r in runs))]  # noqa: B905
-                axis.plot(epochs, values, label=setting, linewidth=2 if setting == OURS else 1)
-        axis.set(yscale="log", title=task, xlabel="epoch")
+            if not runs:
+                continue
+            n_epochs = len(runs[0]["curve"])
+            of_epoch = seconds[task][setting] * runs[0]["steps"] / n_epochs if seconds else 1
+            values = [mean(c[1] for c in point) for point in zip(*(r["curve"] for r in runs))]  # noqa: B905
+            x = [of_epoch * i for i in range(1, n_epochs + 1)]
+            axis.plot(x, values, label=setting, linewidth=2 if setting == OURS else 1)
+        axis.set(yscale="log", title=task, xlabel="seconds" if seconds else "epoch")
     axes[0][0].set_ylabel("relative L2 on validation samples")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
@@ -106,14 +142,21 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     path = parser.parse_args().results
     rows = read(path)
-    compared = table(rows, list(COMPARED))
-    ablation = table(rows, [OURS, *ABLATION], OURS)
-    mixed = table(rows, ["subspace_muon", *MIXED], "subspace_muon")
-    (path.parent / "table.md").write_text(compared, encoding="utf-8")
-    (path.parent / "ablation.md").write_text(ablation, encoding="utf-8")
+    tables = {
+        "table": table(rows, list(COMPARED)),
+        "overview": overview(rows, list(COMPARED), BASE, MAIN, 3),
+        "ablation": overview(rows, [OURS, *ABLATION], OURS, MAIN[:3], 2),
+        "tensor_muon": overview(rows, ["tensor_muon", *OF_TENSOR_MUON], "tensor_muon", MAIN[:3], 1),
+    }
+    for name, text in tables.items():
+        (path.parent / f"{name}.md").write_text(text, encoding="utf-8")
     draw_bytes(rows, path.parent / "bytes.png")
-    draw_curves(rows, path.parent / "curves.png")
-    print(compared, ablation, mixed, sep="\n")
+    draw_curves(rows, path.parent / "curves.png", None)
+    measured = HERE / "seconds.json"
+    if measured.exists():
+        of_steps = json.loads(measured.read_text(encoding="utf-8"))["seconds"]
+        draw_curves(rows, path.parent / "seconds.png", of_steps)
+    print(*tables.values(), sep="\n")
 
 
 if __name__ == "__main__":

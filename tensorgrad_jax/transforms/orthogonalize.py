@@ -202,13 +202,38 @@ def polar_factors(x: Array, rounds: Rounds, dtype: Any) -> Array:
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(0, -2, -1), keepdims=True))
     x = (x / jnp.where(norm > 0, norm, 1)).astype(dtype)
 
+    def in_parts(x):
+        return _rounds(x, rounds, _times_adjoint, _times)
+
+    def in_complex(x):
+        z = jax.lax.complex(x[0], x[1])
+        z = _rounds(z, rounds, lambda z: z @ jnp.swapaxes(z.conj(), -2, -1), jnp.matmul)
+        return jnp.stack([z.real, z.imag])
+
+    # One complex product takes half the time of four real ones on a GPU, twice theirs on a CPU. Of
+    # half precision there are no complex numbers.
+    if len(x) == 2 and x.dtype in (jnp.float32, jnp.float64):
+        x = jax.lax.platform_dependent(x, cpu=in_parts, default=in_complex)
+    else:
+        x = in_parts(x)
+    return jnp.swapaxes(x, -2, -1) if wide else x
+
+
+def _rounds(
+    x: Array,
+    rounds: Rounds,
+    times_adjoint: Callable[[Array], Array],
+    times: Callable[[Array, Array], Array],
+) -> Array:
+    """Return x after the rounds of the iteration, given X X^H and P X in the form of x."""
+
     def closer(_, x, a, b, c):
-        gram = _times_adjoint(x)
-        return a * x + _times(b * gram + c * _times_adjoint(gram), x)
+        gram = times_adjoint(x)
+        return a * x + times(b * gram + c * times_adjoint(gram), x)
 
     for (a, b, c), steps in rounds:
         x = jax.lax.fori_loop(0, steps, functools.partial(closer, a=a, b=b, c=c), x)
-    return jnp.swapaxes(x, -2, -1) if wide else x
+    return x
 
 
 def _times_adjoint(x: Array) -> Array:
