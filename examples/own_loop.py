@@ -37,7 +37,7 @@ def error(params, pairs, target):
 
 
 rate = optax.cosine_decay_schedule(2e-2, STEPS)
-compressed = optax.chain(optax.clip_by_global_norm(1.0), tg.tensor_muon(rate, update_proj_gap=50))
+compressed = optax.chain(optax.clip_by_global_norm(1.0), tg.subspace_muon(rate, update_proj_gap=50))
 for name, optimizer in {"AdamW": optax.adamw(rate), "compressed": compressed}.items():
 
     @jax.jit

@@ -21,6 +21,7 @@ from tensorgrad_jax.transforms import (
 )
 from tensorgrad_jax.transforms.blending import blended
 from tensorgrad_jax.transforms.carrying import OnRefresh
+from tensorgrad_jax.transforms.in_turn import in_turn
 from tensorgrad_jax.transforms.kinds import by_kind, with_axes_last
 from tensorgrad_jax.transforms.leaves import Specs, take_apart
 from tensorgrad_jax.transforms.moments import check_moment_dtype, momentum
@@ -105,7 +106,8 @@ def subspace_muon(
         mask: which leaves to decay, see `optax.add_decayed_weights`.
         stagger: refresh the parameters at different steps, see `in_subspace`.
         seed: of random projections.
-        per_layer: handle large parameters one after the other, see `in_subspace`.
+        per_layer: handle large parameters one after the other, each from the gradient to the update
+            (not with `stagger`).
 
     Returns:
         A transformation to be used as any of Optax's.
@@ -144,18 +146,21 @@ def subspace_muon(
         "update_proj_gap": update_proj_gap,
         "on_refresh": on_refresh,
         "stagger": stagger,
-        "seed": seed,
         "per_layer": per_layer,
     }
 
-    def of_tensors(specs):
+    def of_group(specs, number=0):
+        options = subspace | {"specs": specs, "seed": seed + number}
         numerator = momentum(b1, mu_dtype)
         if projection is not None:
-            options = subspace | {"specs": specs}
             numerator = in_subspace(numerator, projection, complement="pass", **options)
         scaled = scale_by_factored_rms(b2, eps, specs, numerator, max_rms=1.0)
-        factors = _polar_factors(polar_projection, polar_scale, steps, subspace, specs)
+        factors = _polar_factors(polar_projection, polar_scale, steps, options)
         return blended(scaled, factors, polar_share)
+
+    of_group({})  # wrong arguments are told here, not at init
+    # Whose refreshes are spread over the steps is counted among all.
+    of_tensors = in_turn(of_group) if per_layer and not stagger else of_group
 
     averaged = momentum(matrix_b1, mu_dtype, nesterov=True)
     scaled = _by_kind(
@@ -171,18 +176,17 @@ def _polar_factors(
     projection: Projection | None,
     scale: ArrayLike,
     steps: int,
-    subspace: dict[str, Any],
-    specs: dict[str, TensorSpec],
+    options: dict[str, Any],
 ) -> optax.GradientTransformation:
     """Return polar factors inside a subspace whose lifted numbers have a root mean square."""
     if projection is None:
-        return orthogonalize(_last_axes(specs), scale, steps)
-    inside = in_subspace(orthogonalize(None, 1.0, steps), projection, **subspace, specs=specs)
+        return orthogonalize(_last_axes(options["specs"]), scale, steps)
+    inside = in_subspace(orthogonalize(None, 1.0, steps), projection, **options)
 
     def with_size(updates, params=None):
         del params
         # Lifted, as many squares are shared by more numbers.
-        leaves = take_apart(updates, projection, specs).compressed
+        leaves = take_apart(updates, projection, options["specs"]).compressed
         return {n: x * (scale / leaves[n].budget ** 0.5) for n, x in updates.items()}
 
     return optax.chain(inside, optax.stateless(with_size))

@@ -1,5 +1,6 @@
 """`subspace_muon`: the mean of subspace momentum and its polar factor, Muon for matrices."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -162,3 +163,32 @@ def test_bad_arguments(wrong, message):
 def test_a_rule_at_refreshes_that_there_is_not(unchecked):
     with pytest.raises(ValueError, match="on_refresh must be"):
         tg.subspace_muon(1e-3, on_refresh="x")
+
+
+def test_large_tensors_are_handled_one_by_one(monkeypatch):
+    """The same updates; a chain is finished with one before it begins with the next."""
+    params = {n: draw(*SHAPE, seed=i) for i, n in enumerate("abc")}
+    options = {**OPTIONS, "specs": dict.fromkeys(params, SPEC)}
+    together = updates_of(tg.subspace_muon(1.0, **options), [params] * 3)
+    monkeypatch.setattr("tensorgrad_jax.transforms.in_turn.LARGE_BYTES", 1)
+    alone = tg.subspace_muon(1.0, **options)
+    assert len(alone.init(params)[0].inner["tensor"].groups) == 3
+    assert_same(updates_of(alone, [params] * 3), together, 1e-5)
+    # Refreshes that are spread over the steps are counted among all.
+    spread = tg.subspace_muon(1.0, **options, stagger=True).init(params)[0].inner["tensor"]
+    assert not hasattr(spread, "groups")
+
+
+def test_temporaries_are_those_of_a_few_large_tensors():
+    """Not a copy of all of them between two links of the chain."""
+    params = {f"w{i}": jax.ShapeDtypeStruct((2, 16, 64, 128, 128), jnp.float32) for i in range(6)}
+    optimizer = tg.subspace_muon(1e-3, specs=dict.fromkeys(params, SPEC))
+
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(optimizer.init, params)
+    compiled = jax.jit(step, donate_argnums=(0, 1, 2)).lower(params, state, params).compile()
+    one = 4 * 2 * 16 * 64 * 128 * 128
+    assert compiled.memory_analysis().temp_size_in_bytes < 5 * one
