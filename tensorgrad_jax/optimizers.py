@@ -25,6 +25,8 @@ from tensorgrad_jax.transforms import (
     scale_by_factored_rms,
 )
 from tensorgrad_jax.transforms.carrying import OnRefresh
+from tensorgrad_jax.transforms.in_turn import in_turn
+from tensorgrad_jax.transforms.kinds import by_kind
 from tensorgrad_jax.transforms.leaves import Specs
 from tensorgrad_jax.transforms.moments import check_moment_dtype, momentum
 from tensorgrad_jax.transforms.sizes import as_large_as
@@ -266,23 +268,36 @@ def subspace_momentum(
         >>> params = {"w": jnp.ones((16, 16, 8)), "b": jnp.ones(16)}
         >>> state = jax.eval_shape(tg.subspace_momentum(1e-3).init, params)
         >>> tg.state_bytes(state)["total"]  # of 16516 that optax.adamw has
-        2328
+        2336
     """
     b1 = decay("subspace_momentum", "b1", b1)
     check_moment_dtype("subspace_momentum", mu_dtype)
     check_choice("subspace_momentum", "match_size", match_size, (True, False))
-    numerator = in_subspace(
-        momentum(b1, mu_dtype),
-        projection,
-        update_proj_gap=update_proj_gap,
-        on_refresh=on_refresh,
-        complement="pass",
-        specs=specs,
-        stagger=stagger,
-        seed=seed,
-        per_layer=per_layer,
+
+    def of_group(specs, number=0):
+        numerator = in_subspace(
+            momentum(b1, mu_dtype),
+            projection,
+            update_proj_gap=update_proj_gap,
+            on_refresh=on_refresh,
+            complement="pass",
+            specs=specs,
+            stagger=stagger,
+            seed=seed + number,
+            per_layer=per_layer,
+        )
+        return scale_by_factored_rms(b2, eps, specs, numerator, max_rms=1.0)
+
+    of_group({})  # wrong arguments are told here, not at init
+    scaled = by_kind(
+        {
+            # Whose refreshes are spread over the steps is counted among all.
+            "tensor": in_turn(of_group) if per_layer and not stagger else of_group,
+            "other": lambda specs: scale_by_factored_rms(b2, eps, specs, momentum(b1, mu_dtype)),
+        },
+        lambda leaf, spec: "other" if spec is None else "tensor",
+        specs,
     )
-    scaled = scale_by_factored_rms(b2, eps, specs, numerator, max_rms=1.0)
     if match_size:
         scaled = as_large_as(scale_by_adam(b1, b2, eps), scaled, specs, seed)
     return with_decay_and_rate("subspace_momentum", scaled, weight_decay, mask, learning_rate)

@@ -144,7 +144,8 @@ def test_momentum_in_bfloat16_is_half_as_large_also_of_complex_numbers():
         1.0, tg.Tucker(0.3), 2, specs=tg.TensorSpec(complex_axis=0), mu_dtype=dtype
     )
     (full, state), (half, small) = (apply(make(d), gradients) for d in (None, jnp.bfloat16))
-    kept, halved = (s[0].numerator.inner.mu["params"].parts for s in (state, small))
+    group = lambda state: state[0].inner["tensor"].groups[0]
+    kept, halved = (group(s).numerator.inner.mu["params"].parts for s in (state, small))
     assert 2 * halved.nbytes == kept.nbytes
     assert 0 < jnp.linalg.norm(half - full) < 0.01 * jnp.linalg.norm(full)
 
@@ -173,7 +174,7 @@ def test_what_momentum_leaves_out_is_passed_on():
     optimizer = tg.subspace_momentum(1.0, tg.Tucker(0.1), 100, b2=0.5, specs=tg.TensorSpec())
     state = optimizer.init(first)
     _, state = optimizer.update(first, state, first)
-    basis = state[0].numerator.basis["params"]
+    basis = state[0].inner["tensor"].groups[0].numerator.basis["params"]
     project = lambda g: tg.Tucker(0.1).lift(tg.Tucker(0.1).project(g, basis), basis)
     outside = second - project(second)
     update, state = optimizer.update(outside, state, first)

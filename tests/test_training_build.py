@@ -132,16 +132,31 @@ def test_subspace_momentum_keeps_momentum_alone():
     size = " --fno.n_modes [4,4] --fno.hidden_channels 6 --fno.n_layers 1"
     config = parse((flags + size).split())
     params = nnx.to_pure_dict(nnx.state(build_model(config, 1, 1), nnx.Param))
-    (divided, *_) = jax.eval_shape(build_optimizer(config, 10).init, params)
+    (scaled, *_) = jax.eval_shape(build_optimizer(config, 10).init, params)
+    (divided,) = scaled.inner["tensor"].groups
     subspace = divided.numerator
     (name,) = subspace.basis
     assert subspace.inner.mu[name].parts.shape == (2, 3, 3, 3, 3)
     assert [x.shape for x in divided.nu[name]] == [(1, 4, 3, 6, 1), (1, 4, 3, 1, 6)]
 
 
-def test_the_default_optimizer_keeps_one_small_momentum():
-    """Of a weight (2, 4, 3, 6, 6) that of a core of half of the channels, in bfloat16."""
+def test_the_default_optimizer_keeps_a_small_momentum_and_two_means():
+    """Of a weight (2, 4, 3, 6, 6): 5% of the entries in bfloat16; polar factors of 3 x 3."""
     size = "--fno.n_modes [4,4] --fno.hidden_channels 6 --fno.n_layers 1"
+    config = parse(size.split())
+    params = nnx.to_pure_dict(nnx.state(build_model(config, 1, 1), nnx.Param))
+    (scaled, *_) = jax.eval_shape(build_optimizer(config, 10).init, params)
+    ((divided, polar),) = scaled.inner["tensor"].groups
+    ((name, mu),) = divided.numerator.inner.mu.items()
+    assert mu.parts.size <= 0.05 * (2 * 4 * 3 * 6 * 6)
+    assert mu.parts.dtype == jnp.bfloat16
+    assert [x.shape for x in divided.nu[name]] == [(1, 4, 3, 6, 1), (1, 4, 3, 1, 6)]
+    assert [u.shape for u in polar[0].basis[name]] == [(6, 3), (6, 3)]
+
+
+def test_tensor_muon_keeps_one_small_momentum():
+    """Of a weight (2, 4, 3, 6, 6) that of a core of half of the channels, in bfloat16."""
+    size = "--opt.optimizer_type tensor_muon --fno.n_modes [4,4] --fno.hidden_channels 6 --fno.n_layers 1"
     config = parse(size.split())
     params = nnx.to_pure_dict(nnx.state(build_model(config, 1, 1), nnx.Param))
     (scaled, *_) = jax.eval_shape(build_optimizer(config, 10).init, params)
