@@ -156,7 +156,8 @@ def test_the_default_optimizer_keeps_a_small_momentum_and_two_means():
 
 def test_tensor_muon_keeps_one_small_momentum():
     """Of a weight (2, 4, 3, 6, 6) that of a core of half of the channels, in bfloat16."""
-    size = "--opt.optimizer_type tensor_muon --fno.n_modes [4,4] --fno.hidden_channels 6 --fno.n_layers 1"
+    flags = "--opt.optimizer_type tensor_muon --fno.n_modes [4,4] --fno.hidden_channels 6"
+    size = flags + " --fno.n_layers 1"
     config = parse(size.split())
     params = nnx.to_pure_dict(nnx.state(build_model(config, 1, 1), nnx.Param))
     (scaled, *_) = jax.eval_shape(build_optimizer(config, 10).init, params)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from tensorgrad_jax.backend.ordering import LARGE_BYTES, after, last_array
 from tensorgrad_jax.projections.leaf import TensorSpec
 
-Specs = dict[str, TensorSpec]
+Specs = dict[str, TensorSpec | None]
 
 
 class InTurnState(NamedTuple):
