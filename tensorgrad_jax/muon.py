@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from tensorgrad_jax.optimizers import with_decay_and_rate
 from tensorgrad_jax.projections import Projection, TensorSpec, Tucker
-from tensorgrad_jax.projections.plain import decay, not_negative, number, positive
+from tensorgrad_jax.projections.plain import decay, not_negative, number, positive, shown, whole
 from tensorgrad_jax.transforms import (
     in_subspace,
     orthogonalize,
@@ -142,6 +142,10 @@ def subspace_muon(
     polar_scale = positive(owner, "polar_scale", polar_scale)
     matrix_scale = positive(owner, "matrix_scale", matrix_scale)
     check_moment_dtype(owner, mu_dtype)
+    seed = whole(owner, "seed", seed, 0, 2**32)
+    for name, x in (("projection", projection), ("polar_projection", polar_projection)):
+        if x is not None and not isinstance(x, Projection):
+            raise ValueError(f"{owner}: {name} must be a Projection or None, got {shown(x)}")
     subspace = {
         "update_proj_gap": update_proj_gap,
         "on_refresh": on_refresh,
@@ -150,7 +154,7 @@ def subspace_muon(
     }
 
     def of_group(specs, number=0):
-        options = subspace | {"specs": specs, "seed": seed + number}
+        options = subspace | {"specs": specs, "seed": (seed + number) % 2**32}
         numerator = momentum(b1, mu_dtype)
         if projection is not None:
             numerator = in_subspace(numerator, projection, complement="pass", **options)

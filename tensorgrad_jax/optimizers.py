@@ -16,6 +16,7 @@ from tensorgrad_jax.projections.plain import (
     number,
     rate,
     shown,
+    whole,
 )
 from tensorgrad_jax.projections.ranks import RankSpec
 from tensorgrad_jax.projections.selection import Selection
@@ -273,6 +274,7 @@ def subspace_momentum(
     b1 = decay("subspace_momentum", "b1", b1)
     check_moment_dtype("subspace_momentum", mu_dtype)
     check_choice("subspace_momentum", "match_size", match_size, (True, False))
+    seed = whole("subspace_momentum", "seed", seed, 0, 2**32)
 
     def of_group(specs, number=0):
         numerator = in_subspace(
@@ -283,7 +285,7 @@ def subspace_momentum(
             complement="pass",
             specs=specs,
             stagger=stagger,
-            seed=seed + number,
+            seed=(seed + number) % 2**32,
             per_layer=per_layer,
         )
         return scale_by_factored_rms(b2, eps, specs, numerator, max_rms=1.0)

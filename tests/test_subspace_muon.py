@@ -160,9 +160,17 @@ def test_bad_arguments(wrong, message):
         tg.subspace_muon(1e-3, **wrong)
 
 
-def test_a_rule_at_refreshes_that_there_is_not(unchecked):
-    with pytest.raises(ValueError, match="on_refresh must be"):
-        tg.subspace_muon(1e-3, on_refresh="x")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"on_refresh": "x"}, "on_refresh must be"),
+        ({"projection": 0.05}, "subspace_muon: projection must be a Projection or None, got 0.05"),
+        ({"polar_projection": 2}, "polar_projection must be a Projection or None, got 2"),
+    ],
+)
+def test_arguments_of_the_wrong_type(wrong, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        tg.subspace_muon(1e-3, **wrong)
 
 
 def test_large_tensors_are_handled_one_by_one(monkeypatch):

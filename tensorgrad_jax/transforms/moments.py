@@ -168,7 +168,12 @@ def check_moment_dtype(owner: str, mu_dtype: Any) -> None:
 
 
 def _is_int8(dtype: Any) -> bool:
-    return dtype is not None and any(dtype is x or dtype == x for x in (jnp.int8, "int8"))
+    # An array is compared entry by entry.
+    return isinstance(dtype, str | type | np.dtype) and dtype in (
+        jnp.int8,
+        "int8",
+        np.dtype("int8"),
+    )
 
 
 def _first_zeros(params, mu_dtype):
