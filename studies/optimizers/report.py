@@ -42,6 +42,8 @@ def table(rows: list[Row], settings: list[str], base: str = BASE) -> str:
     ]
     for task in TASKS:
         against, adamw = best(rows, task, base), best(rows, task, BASE)
+        if not (against and adamw):
+            continue
         shown = [(s, best(rows, task, s)) for s in settings]
         shown = sorted(((s, r) for s, r in shown if r), key=lambda x: mean(q["test"] for q in x[1]))
         for setting, runs in shown:
