@@ -121,7 +121,7 @@ def draw_curves(rows: list[Row], path: Path, seconds: dict[str, dict[str, float]
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
     for axis, task in zip(axes.flat, tasks, strict=False):
-        for setting in CURVES:
+        for number, setting in enumerate(CURVES):
             runs = best(rows, task, setting)
             if not runs:
                 continue
@@ -129,7 +129,8 @@ def draw_curves(rows: list[Row], path: Path, seconds: dict[str, dict[str, float]
             of_epoch = seconds[task][setting] * runs[0]["steps"] / n_epochs if seconds else 1
             values = [mean(c[1] for c in point) for point in zip(*(r["curve"] for r in runs))]  # noqa: B905
             x = [of_epoch * i for i in range(1, n_epochs + 1)]
-            axis.plot(x, values, label=setting, linewidth=2 if setting == OURS else 1)
+            width = 2 if setting == OURS else 1
+            axis.plot(x, values, f"C{number}", label=setting, linewidth=width)
         axis.set(yscale="log", title=task, xlabel="seconds" if seconds else "epoch")
     axes[0][0].set_ylabel("relative L2 on validation samples")
     axes[0][0].legend(fontsize=7)
