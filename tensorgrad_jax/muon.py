@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from tensorgrad_jax.optimizers import with_decay_and_rate
+from tensorgrad_jax.optimizers import over_factored_rms, with_decay_and_rate
 from tensorgrad_jax.projections import Projection, TensorSpec, Tucker
 from tensorgrad_jax.projections.plain import decay, not_negative, number, positive, shown, whole
 from tensorgrad_jax.transforms import (
     in_subspace,
     orthogonalize,
     scale_by_adam,
-    scale_by_factored_rms,
 )
 from tensorgrad_jax.transforms.blending import blended
 from tensorgrad_jax.transforms.carrying import OnRefresh
@@ -155,10 +154,7 @@ def subspace_muon(
 
     def of_group(specs, number=0):
         options = subspace | {"specs": specs, "seed": (seed + number) % 2**32}
-        numerator = momentum(b1, mu_dtype)
-        if projection is not None:
-            numerator = in_subspace(numerator, projection, complement="pass", **options)
-        scaled = scale_by_factored_rms(b2, eps, specs, numerator, max_rms=1.0)
+        scaled = over_factored_rms(momentum(b1, mu_dtype), projection, b2, eps, options)
         factors = _polar_factors(polar_projection, polar_scale, steps, options)
         return blended(scaled, factors, polar_share)
 

@@ -277,18 +277,15 @@ def subspace_momentum(
     seed = whole("subspace_momentum", "seed", seed, 0, 2**32)
 
     def of_group(specs, number=0):
-        numerator = in_subspace(
-            momentum(b1, mu_dtype),
-            projection,
-            update_proj_gap=update_proj_gap,
-            on_refresh=on_refresh,
-            complement="pass",
-            specs=specs,
-            stagger=stagger,
-            seed=(seed + number) % 2**32,
-            per_layer=per_layer,
-        )
-        return scale_by_factored_rms(b2, eps, specs, numerator, max_rms=1.0)
+        options = {
+            "update_proj_gap": update_proj_gap,
+            "on_refresh": on_refresh,
+            "specs": specs,
+            "stagger": stagger,
+            "seed": (seed + number) % 2**32,
+            "per_layer": per_layer,
+        }
+        return over_factored_rms(momentum(b1, mu_dtype), projection, b2, eps, options)
 
     of_group({})  # wrong arguments are told here, not at init
     scaled = by_kind(
@@ -303,6 +300,27 @@ def subspace_momentum(
     if match_size:
         scaled = as_large_as(scale_by_adam(b1, b2, eps), scaled, specs, seed)
     return with_decay_and_rate("subspace_momentum", scaled, weight_decay, mask, learning_rate)
+
+
+def over_factored_rms(
+    numerator: optax.GradientTransformation,
+    projection: Projection | None,
+    b2: ArrayLike,
+    eps: ArrayLike,
+    options: dict[str, Any],
+) -> optax.GradientTransformation:
+    """Return a numerator in a subspace, what is outside passed on, over a factored second moment.
+
+    Args:
+        numerator: a momentum.
+        projection: None: the numerator is that of the whole tensor.
+        b2: of the second moment.
+        eps: of its root.
+        options: the others of `in_subspace`.
+    """
+    if projection is not None:
+        numerator = in_subspace(numerator, projection, complement="pass", **options)
+    return scale_by_factored_rms(b2, eps, options["specs"], numerator, max_rms=1.0)
 
 
 def with_decay_and_rate(
