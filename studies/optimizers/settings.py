@@ -115,12 +115,14 @@ def half(**options: Any) -> Build:
     )
 
 
-def taken_apart(complement: str = "pass", factored: bool = True) -> Build:
+def taken_apart(
+    complement: str | float = "pass", factored: bool = True, nesterov: bool = False
+) -> Build:
     """Return `tg.subspace_muon` of its pieces, with what it has no option for."""
 
     def build(task: Task) -> optax.GradientTransformation:
         numerator = tg.in_subspace(
-            momentum(0.9, jnp.bfloat16), tg.Tucker(0.05, factors="real"), task.gap,
+            momentum(0.9, jnp.bfloat16, nesterov), tg.Tucker(0.05, factors="real"), task.gap,
             complement=complement, specs=tensor_specs,
         )  # fmt: skip
         none = lambda params: jax.tree.map(lambda _: None, params)
@@ -135,6 +137,12 @@ def of_size(projection: tg.Projection | None, scale: float, *of_squares, **optio
     """Return polar factors as large as Adam's update would be, for matrices as they are."""
     tensors = lambda task: sized(projection, task.gap, scale, *of_squares, **options)
     return parts(tensors, polar(0.4, dtype=jnp.bfloat16))
+
+
+def tensorgrad(low_rank: tg.Tucker) -> Build:
+    """Return `tg.tensorgrad` with another Tucker part."""
+    projection = tg.Residual(tg.UnstructuredSparse(0.05), low_rank)
+    return without_rate(tg.projected_adamw, projection=projection)
 
 
 def with_polar_cores(sparse: float = 0.05) -> Build:
@@ -194,6 +202,9 @@ COMPARED: dict[str, Build] = {
     ),
     "subspace momentum": without_rate(tg.subspace_momentum),
     "TensorGRaD": without_rate(tg.tensorgrad),
+    "TensorGRaD, real factors": tensorgrad(tg.Tucker(0.2, factors="real")),
+    "TensorGRaD, one mode of 20%, real factors": tensorgrad(tg.Tucker((0.2, ...), factors="real")),
+    "TensorGRaD, channels alone, real factors": tensorgrad(channels(0.45)),
     "TensorGRaD as published": lambda task: optax.chain(
         tg.reference_adamw(1.0, PAPER, task.gap, 0.0, tensor_specs, lambda_sparse=1.0),
         optax.scale(-1.0),
@@ -255,8 +266,11 @@ ABLATION: dict[str, Build] = {
     "polar factor .7": half(polar_share=0.7),
     "polar factor alone": half(polar_share=1.0),
     "polar factor in .25 of the channels": half(polar_projection=channels(0.25)),
+    "polar factor in .75 of the channels": half(polar_projection=channels(0.75)),
     "polar factor of all channels": half(polar_projection=None),
+    "polar factor of all channels, b .95": half(polar_projection=None, b1=0.95),
     "polar factor scale .4": half(polar_scale=0.4),
+    "polar factor scale 1.6": half(polar_scale=1.6),
     "3 rounds": half(steps=3),
     "2 rounds": half(steps=2),
     "complex factors, momentum": half(projection=tg.Tucker(0.05)),
@@ -266,6 +280,10 @@ ABLATION: dict[str, Build] = {
     "whole momentum": half(projection=None),
     "momentum of 5% single entries": half(projection=tg.UnstructuredSparse(0.05)),
     "outside dropped": taken_apart(complement="drop"),
+    "outside times .1": taken_apart(complement=0.1),
+    "outside times .5": taken_apart(complement=0.5),
+    "Nesterov momentum": taken_apart(nesterov=True),
+    "no momentum": half(b1=0.0),
     "momentum b .8": half(b1=0.8),
     "momentum b .95": half(b1=0.95),
     "momentum in float32": half(mu_dtype=None),
@@ -273,6 +291,7 @@ ABLATION: dict[str, Build] = {
     "full second moment": taken_apart(factored=False),
     "second moment b .99": half(b2=0.99),
     "Adam for matrices": parts(half()),
+    "second moment b .95": half(b2=0.95),
     "refresh every 10": half(gap=10),
     "refresh every 200": half(gap=200),
     "reset at a refresh": half(on_refresh="reset"),
