@@ -213,6 +213,9 @@ COMPARED: dict[str, Build] = {
     "Muon (Optax), rms .2": lambda task: peers.optax_muon(False, 0.2),
     "Muon (Optax), per frequency, rms .2": lambda task: peers.optax_muon(True, 0.2),
     "SOAP, shared bases": lambda task: peers.soap(),
+    "SOAP, shared bases, polar matrices": parts(
+        lambda task: peers.soap(), polar(0.4, dtype=jnp.bfloat16)
+    ),
     "Adam in averaged bases, whole": without_rate(
         tg.projected_adamw, projection=averaged(1.0), update_proj_gap=10
     ),
@@ -286,11 +289,14 @@ ABLATION: dict[str, Build] = {
     "no momentum": half(b1=0.0),
     "momentum b .8": half(b1=0.8),
     "momentum b .95": half(b1=0.95),
+    "momentum b .98": half(b1=0.98),
+    "both b .95": half(b1=0.95, b2=0.95),
     "momentum in float32": half(mu_dtype=None),
     "momentum in 8 bits": half(mu_dtype=jnp.int8),
     "full second moment": taken_apart(factored=False),
     "second moment b .99": half(b2=0.99),
     "Adam for matrices": parts(half()),
+    "SOAP for matrices": parts(half(), peers.soap()),
     "second moment b .95": half(b2=0.95),
     "refresh every 10": half(gap=10),
     "refresh every 200": half(gap=200),
