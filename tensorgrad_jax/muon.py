@@ -158,7 +158,6 @@ def subspace_muon(
         factors = _polar_factors(polar_projection, polar_scale, steps, options)
         return blended(scaled, factors, polar_share)
 
-    of_group({})  # wrong arguments are told here, not at init
     # Whose refreshes are spread over the steps is counted among all.
     of_tensors = in_turn(of_group) if per_layer and not stagger else of_group
 

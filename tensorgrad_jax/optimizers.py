@@ -287,11 +287,12 @@ def subspace_momentum(
         }
         return over_factored_rms(momentum(b1, mu_dtype), projection, b2, eps, options)
 
-    of_group({})  # wrong arguments are told here, not at init
+    # Whose refreshes are spread over the steps is counted among all.
+    of_tensors = in_turn(of_group) if per_layer and not stagger else of_group
+    of_tensors({})  # wrong arguments are told here, not at init
     scaled = by_kind(
         {
-            # Whose refreshes are spread over the steps is counted among all.
-            "tensor": in_turn(of_group) if per_layer and not stagger else of_group,
+            "tensor": of_tensors,
             "other": lambda specs: scale_by_factored_rms(b2, eps, specs, momentum(b1, mu_dtype)),
         },
         lambda leaf, spec: "other" if spec is None else "tensor",

@@ -1,8 +1,9 @@
 """Tables and pictures of the study: python studies/optimizers/report.py
 
 Writes table.md (every setting at its own best rate, against AdamW seed by seed), overview.md (the
-same, a row an optimizer), ablation.md and tensor_muon.md (one change each of `subspace_muon` and of
-`tensor_muon`), bytes.png (error against the state), curves.png (against steps) and seconds.png.
+same, a row an optimizer), noise.md (long training and batches of other sizes), ablation.md and
+tensor_muon.md (one change each of `subspace_muon` and of `tensor_muon`), bytes.png (error against
+the state), curves.png (against steps) and seconds.png.
 """
 
 from __future__ import annotations
@@ -31,6 +32,30 @@ from tasks import TASKS  # noqa: E402
 BASE, OURS = "AdamW", "subspace_muon"
 CURVES = (BASE, OURS, "tensor_muon", "Muon (Optax), rms .2", "SOAP, shared bases", "TensorGRaD")
 MAIN = ("burgers", "darcy", "navier-stokes", "allen-cahn 3d")
+BY_NOISE = (
+    "burgers, long",
+    "burgers, batch 64",
+    "burgers",
+    "burgers, batch 8",
+    "navier-stokes, long",
+    "navier-stokes",
+)
+OF_NOISE = [
+    BASE,
+    OURS,
+    "momentum b .95",
+    "momentum b .98",
+    "both b .95",
+    "polar factor of all channels, b .95",
+    "SOAP for matrices",
+    "SOAP, shared bases",
+    "SOAP, shared bases, polar matrices",
+    "Adam in averaged bases, as SOAP",
+    "Adam in averaged bases, as SOAP, channels halved",
+    "tensor_muon",
+    "tensor_muon, whole",
+    "Muon (Optax)",
+]
 
 
 def table(rows: list[Row], settings: list[str], base: str = BASE) -> str:
@@ -148,7 +173,8 @@ def main() -> None:
     tables = {
         "table": table(rows, list(COMPARED)),
         "overview": overview(rows, list(COMPARED), BASE, MAIN, 3),
-        "ablation": overview(rows, [OURS, *ABLATION], OURS, MAIN[:3], 2),
+        "noise": overview(rows, OF_NOISE, BASE, BY_NOISE, 2),
+        "ablation": overview(rows, [OURS, *ABLATION], OURS, MAIN, 2),
         "tensor_muon": overview(rows, ["tensor_muon", *OF_TENSOR_MUON], "tensor_muon", MAIN[:3], 1),
     }
     for name, text in tables.items():

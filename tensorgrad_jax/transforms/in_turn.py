@@ -40,6 +40,7 @@ def in_turn(
     Args:
         transform: makes the transformation of a group, of the specs by name and the group's number.
     """
+    transform({}, 0)  # wrong arguments are told here, not at init
 
     def make(specs):
         def groups_of(leaves):
