@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,20 @@ from settings import ABLATION, COMPARED, OF_TENSOR_MUON  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
 BASE, OURS = "AdamW", "subspace_muon"
-CURVES = (BASE, OURS, "tensor_muon", "Muon (Optax), rms .2", "SOAP, shared bases", "TensorGRaD")
+CURVES = (BASE, OURS, "tensor_muon", "Muon (Optax)", "SOAP, shared bases", "TensorGRaD")
+OF_BYTES = (
+    *CURVES,
+    "tensor_muon, whole",
+    "subspace momentum, polar matrices",
+    "subspace momentum",
+    "TensorGRaD as published",
+    "Muon (Optax), per frequency, rms .2",
+    "Adam in averaged bases, whole",
+    "SNSM",
+    "Adafactor, momentum",
+    "Adam-mini",
+    "8-bit AdamW",
+)
 MAIN = ("burgers", "darcy", "navier-stokes", "allen-cahn 3d")
 BY_NOISE = (
     "burgers, long",
@@ -109,13 +121,13 @@ def overview(
 
 
 def draw_bytes(rows: list[Row], path: Path) -> None:
-    """Draw test errors over AdamW's against the bytes of the state; GaLore's are far above."""
+    """Draw test errors over AdamW's against the bytes of the state."""
     figure, axes = plt.subplots(2, 2, figsize=(13, 9))
     for axis, task in zip(axes.flat, MAIN, strict=True):
         base, points = best(rows, task, BASE), []
-        for setting in COMPARED:
+        for setting in OF_BYTES:
             runs = best(rows, task, setting)
-            if not runs or "scale" in setting or "GaLore" in setting:
+            if not runs:
                 continue
             x = runs[0]["state_bytes"] / base[0]["state_bytes"]
             values = over(runs, base)
@@ -124,14 +136,13 @@ def draw_bytes(rows: list[Row], path: Path) -> None:
             axis.errorbar(x, mean(values), error, fmt="o", color=color)
             points.append((mean(values), x, setting))
         axis.set(xscale="log", xlim=(0.025, 300), title=task, xlabel="optimizer state / AdamW's")
-        # Names stand in a column of their own, apart from one another, each tied to its point.
+        # Names stand in a column of their own, evenly, each tied to its point.
         low, high = axis.get_ylim()
-        place = -math.inf
-        for y, x, setting in sorted(points):
-            place = max(y - 0.05 * (high - low), place + 0.042 * (high - low))
+        for number, (y, x, setting) in enumerate(sorted(points)):
+            place = low + (number + 0.5) / len(points) * (high - low)
             line = {"arrowstyle": "-", "linewidth": 0.4, "color": "tab:gray"}
             axis.annotate(setting, (x, y), (2.6, place), size=8, va="center", arrowprops=line)
-        axis.axhline(1, color="black", linewidth=0.6)
+        axis.axhline(1, color="black", linewidth=0.6, xmax=0.5)
         axis.set_ylabel("test error / AdamW's")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -146,7 +157,7 @@ def draw_curves(rows: list[Row], path: Path, seconds: dict[str, dict[str, float]
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
     for axis, task in zip(axes.flat, tasks, strict=False):
-        for number, setting in enumerate(CURVES):
+        for number, setting in enumerate(seconds[task] if seconds else CURVES):
             runs = best(rows, task, setting)
             if not runs:
                 continue
