@@ -13,10 +13,12 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do no
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
-# The suite builds the same programs many times (train.py started anew, say): compile them once.
+# The suite builds the same programs many times (train.py started anew, single operations in every
+# file): compile them once.
 _CACHE = tempfile.TemporaryDirectory(prefix="tensorgrad-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import jaxtyping
@@ -80,11 +82,13 @@ THOROUGH = {
         "test_scan_eval_shape_and_struct_init[subspace_momentum]",
         "test_scan_eval_shape_and_struct_init[tensor_muon]",
         "test_convergence_on_a_parabola[subspace_momentum]",
+        "test_apply_if_finite_restores_everything[tensorgrad]",
     ),
     "test_docs.py": ("test_programs_run[docs/truegrad.md]",),
     "test_eight_bits.py": (
         "test_at_a_refresh_it_is_carried_over_as_float32_is[True]",
         "test_the_recommended_optimizer_trains_with_it",
+        "test_at_a_refresh_it_is_carried_over_as_float32_is[False]",
     ),
     "test_everywhere.py": (
         "test_bfloat16_parameters_in_conditions[tensorgrad]",
@@ -102,6 +106,8 @@ THOROUGH = {
         "test_explicit_mesh_axes[subspace_momentum]",
         "test_flax_serialization_and_a_linen_train_state[subspace_momentum]",
         "test_python_numbers_and_numpy_arrays_as_leaves[subspace_momentum]",
+        "test_equinox_modules_with_holes[False-tensorgrad]",
+        "test_a_schedule_of_the_weight_decay[tensorgrad]",
     ),
     "test_examples.py": (
         "test_compress_5d",
@@ -116,18 +122,29 @@ THOROUGH = {
         "test_training_and_error_steps_of_every_precision[half]",
         "test_training_and_error_steps_of_every_precision[half, weights half]",
         "test_training_and_error_steps_of_every_precision[mixed, weights half]",
+        "test_projected_adamw[Sum]",
+        "test_projected_adamw[Tucker svd]",
+        "test_projected_adamw[RandomProjection]",
+        "test_projected_adamw[UnstructuredSparse randk]",
     ),
+    "test_factored.py": ("test_momentum_in_bfloat16_is_half_as_large_also_of_complex_numbers",),
     "test_golden_projections.py": ("test_tucker_subspaces[10-real5d]",),
     "test_hessian.py": (
         "test_families_of_skerch_hold_its_tolerances",
         "test_forward_rules_of_the_operator_models_have_second_derivatives",
+        "test_error_estimates_are_unbiased_and_hold_their_bounds",
+        "test_nothing_warns_where_a_hessian_is_decomposed",
     ),
     "test_hessian_files.py": (
         "test_a_worker_that_fails_is_told",
         "test_the_sequence_of_commands_ends_with_the_solution",
         "test_workers_of_one_machine_measure_and_solve",
+        "test_the_log_of_a_solution_holds_what_the_papers_figures_need",
     ),
-    "test_hessian_skerch.py": ("test_its_tests_of_eigenvalues_hold[complex128-3e-08]",),
+    "test_hessian_skerch.py": (
+        "test_its_tests_of_eigenvalues_hold[complex128-3e-08]",
+        "test_its_tests_of_singular_values_hold[20-30-complex128-3e-08]",
+    ),
     "test_in_subspace.py": (
         "test_one_parameter_after_the_other_needs_less_memory",
         "test_tensorgrad_options_change_the_update",
@@ -137,24 +154,37 @@ THOROUGH = {
     "test_models_factored.py": (
         "test_bfloat16_products_stay_as_near_as_those_of_the_array[half-grid]",
         "test_bfloat16_products_stay_as_near_as_those_of_the_array[mixed-modes]",
+        "test_bfloat16_products_stay_as_near_as_those_of_the_array[mixed-grid]",
+        "test_every_order_is_the_convolution_with_the_weight[grid-1-fft-False]",
     ),
     "test_models_forward_mode.py": (
         "test_derivatives_are_those_of_the_float32_model[recomputed mixed]",
+        "test_derivatives_are_those_of_the_float32_model[recomputed]",
+        "test_derivatives_are_those_of_the_float32_model[half weights]",
+        "test_derivatives_are_those_of_the_float32_model[half]",
     ),
     "test_models_properties.py": (
         "test_activation_checkpoint_saves_memory_and_keeps_gradients",
         "test_gradients_under_shard_map",
+        "test_derivatives_are_those_of_the_function[convolution]",
     ),
+    "test_models_stacked.py": (
+        "test_stacked_layers_are_updated_like_single_ones[projected_adamw]",
+    ),
+    "test_oialr_axes.py": ("test_a_subspace_of_other_parameters_is_no_matter",),
     "test_oialr_controller.py": (
         "test_any_optax_state_is_carried[clip]",
         "test_any_optax_state_is_carried[multi]",
         "test_no_spike_behind_the_conversion[100]",
         "test_shapes_that_stay_compile_one_program",
+        "test_no_spike_behind_the_conversion[300]",
+        "test_any_optax_state_is_carried[inject]",
     ),
     "test_oialr_layers.py": (
         "test_a_run_resumed_across_rank_changes_is_the_run[zero]",
         "test_a_wrapped_model_trains_through_conversion_and_checks",
         "test_layers_of_ones_own_are_their_own",
+        "test_masked_and_sliced_runs_agree",
     ),
     "test_oialr_study.py": ("*",),
     "test_oialr_tensors.py": (
@@ -190,6 +220,9 @@ THOROUGH = {
         "test_squares_are_those_of_explicit_gradients[recurrent-auto]",
         "test_stack_and_features[1-exact-encoder]",
         "test_stack_and_features[2-auto-encoder]",
+        "test_squares_are_those_of_explicit_gradients[recurrent-exact]",
+        "test_squares_are_those_of_explicit_gradients[scan over layers-auto]",
+        "test_stack_and_features[1-auto-encoder]",
     ),
     "test_per_example_features.py": (
         "test_features_by_kronecker_products[encoder-auto]",
@@ -197,6 +230,10 @@ THOROUGH = {
         "test_features_by_slabs[fno]",
         "test_peak_memory_does_not_hold_examples_times_parameters[rademacher]",
         "test_peak_memory_does_not_hold_examples_times_parameters[sjlt]",
+    ),
+    "test_precision.py": (
+        "test_first_moments_in_bfloat16_follow_the_float32_ones",
+        "test_bfloat16_models_are_near_the_float32_model[mixed-tanh-group_norm]",
     ),
     "test_projections.py": (
         "test_jit_and_vmap_change_nothing[nested]",
@@ -231,10 +268,16 @@ THOROUGH = {
         "test_batches_change_nothing[rademacher]",
         "test_batches_change_nothing[sjlt]",
         "test_the_transpose_is_the_adjoint[kron]",
+        "test_tiles_of_transforms_change_nothing[1]",
     ),
     "test_same_derivative.py": (
         "test_features_of_an_operator[coarse-matrix]",
         "test_features_of_an_operator[1-D-matrix]",
+        "test_features_of_an_operator[1-D-fft]",
+        "test_features_of_an_operator[2-D-matrix]",
+        "test_features_of_an_operator[coarse-fft]",
+        "test_gradients_of_an_operator[options1]",
+        "test_peak_memory_of_an_operators_features",
     ),
     "test_sizes.py": (
         "test_updates_are_as_large_as_adamws_whatever_the_gap[complex-transport-composite]",
@@ -248,6 +291,11 @@ THOROUGH = {
         "test_updates_are_as_large_as_adamws_whatever_the_gap[real-reset-Tucker 25%]",
         "test_match_size_makes_the_inner_optimizers_size[projection1-spec1]",
         "test_updates_are_as_large_as_adamws_whatever_the_gap[pair-transport-composite]",
+        "test_updates_are_as_large_as_adamws_whatever_the_gap[real-transport-Tucker 25%]",
+    ),
+    "test_subspace_muon.py": (
+        "test_large_tensors_are_handled_one_by_one",
+        "test_channels_need_not_be_the_last_axes",
     ),
     "test_train.py": (
         "test_a_killed_run_continues_exactly",
@@ -255,8 +303,15 @@ THOROUGH = {
         "test_a_run_stopped_by_a_signal_continues_exactly[5]",
         "test_half_precision",
     ),
+    "test_train_grids.py": (
+        "test_every_test_resolution_gets_its_errors_and_its_picture[1-16-tests0]",
+    ),
     "test_train_low_rank.py": ("*",),
     "test_training_build.py": ("test_a_batch_in_halves_makes_the_same_step",),
+    "test_trak_projectors.py": (
+        "test_all_classes_share_one_matrix[normal]",
+        "test_all_classes_share_one_matrix[rademacher]",
+    ),
     "test_trak_run.py": (
         "test_every_kind[kron]",
         "test_the_hessian_of_a_run_is_measured",
@@ -267,7 +322,10 @@ THOROUGH = {
         "test_scores_are_those_of_whole_gradients",
     ),
     "test_trak_scores.py": ("test_features_of_a_backward_pass_are_those_of_gradients[chunked]",),
-    "test_truegrad_subspace.py": ("test_train_py_learns_with_squares_of_samples[tensorgrad]",),
+    "test_truegrad_subspace.py": (
+        "test_train_py_learns_with_squares_of_samples[tensorgrad]",
+        "test_train_py_learns_with_squares_of_samples[adamw]",
+    ),
 }
 
 
