@@ -25,7 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from grid import Row, read  # noqa: E402
 from rates import best, markdown, over, rate_cell, spread  # noqa: E402
-from settings import ABLATION, COMPARED, OF_TENSOR_MUON  # noqa: E402
+from settings import ABLATION, COMPARED, OF_TENSOR_MUON, SETTINGS  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
 BASE, OURS = "AdamW", "subspace_muon"
@@ -182,7 +182,7 @@ def main() -> None:
     path = parser.parse_args().results
     rows = read(path)
     tables = {
-        "table": table(rows, list(COMPARED)),
+        "table": table(rows, list(SETTINGS)),
         "overview": overview(rows, list(COMPARED), BASE, MAIN, 3),
         "noise": overview(rows, OF_NOISE, BASE, BY_NOISE, 2),
         "ablation": overview(rows, [OURS, *ABLATION], OURS, MAIN, 2),
