@@ -84,7 +84,13 @@ THOROUGH = {
         "test_convergence_on_a_parabola[subspace_momentum]",
         "test_apply_if_finite_restores_everything[tensorgrad]",
     ),
-    "test_docs.py": ("test_programs_run[docs/truegrad.md]",),
+    "test_docs.py": (
+        "test_programs_run[docs/truegrad.md]",
+        "test_programs_run[docs/oialr.md]",
+        "test_programs_run[docs/how-to/own-projection.md]",
+        "test_programs_run[docs/how-to/equinox.md]",
+        "test_programs_run[docs/hessian.md]",
+    ),
     "test_eight_bits.py": (
         "test_at_a_refresh_it_is_carried_over_as_float32_is[True]",
         "test_the_recommended_optimizer_trains_with_it",
@@ -108,11 +114,13 @@ THOROUGH = {
         "test_python_numbers_and_numpy_arrays_as_leaves[subspace_momentum]",
         "test_equinox_modules_with_holes[False-tensorgrad]",
         "test_a_schedule_of_the_weight_decay[tensorgrad]",
+        "test_explicit_mesh_axes[projected_adamw]",
     ),
     "test_examples.py": (
         "test_compress_5d",
         "test_fine_tune",
         "test_training",
+        "test_own_loop",
     ),
     "test_export.py": (
         "test_optimizers[tensorgrad, gaps that grow]",
@@ -126,6 +134,8 @@ THOROUGH = {
         "test_projected_adamw[Tucker svd]",
         "test_projected_adamw[RandomProjection]",
         "test_projected_adamw[UnstructuredSparse randk]",
+        "test_optimizers[tensorgrad]",
+        "test_training_and_error_steps_of_every_precision[mixed]",
     ),
     "test_factored.py": ("test_momentum_in_bfloat16_is_half_as_large_also_of_complex_numbers",),
     "test_golden_projections.py": ("test_tucker_subspaces[10-real5d]",),
@@ -134,16 +144,25 @@ THOROUGH = {
         "test_forward_rules_of_the_operator_models_have_second_derivatives",
         "test_error_estimates_are_unbiased_and_hold_their_bounds",
         "test_nothing_warns_where_a_hessian_is_decomposed",
+        "test_at_equal_products_lanczos_is_next_to_the_best_and_a_sketch_within_bounds",
+        "test_singular_values_of_any_operator[True]",
+        "test_families_of_matrices_are_recovered[lowrank-float32-0.0001-srft]",
     ),
     "test_hessian_files.py": (
         "test_a_worker_that_fails_is_told",
         "test_the_sequence_of_commands_ends_with_the_solution",
         "test_workers_of_one_machine_measure_and_solve",
         "test_the_log_of_a_solution_holds_what_the_papers_figures_need",
+        "test_a_damaged_file_among_150_is_named_and_made_anew[nan]",
+        "test_a_damaged_file_among_150_is_named_and_made_anew[another]",
+        "test_a_damaged_file_among_150_is_named_and_made_anew[cut]",
+        "test_the_job_script_says_what_is_not_set_and_measures_its_share",
     ),
     "test_hessian_skerch.py": (
         "test_its_tests_of_eigenvalues_hold[complex128-3e-08]",
         "test_its_tests_of_singular_values_hold[20-30-complex128-3e-08]",
+        "test_its_tests_of_singular_values_hold[30-20-complex128-3e-08]",
+        "test_its_tests_of_scree_bounds_hold[0.05-0.02]",
     ),
     "test_in_subspace.py": (
         "test_one_parameter_after_the_other_needs_less_memory",
@@ -156,6 +175,10 @@ THOROUGH = {
         "test_bfloat16_products_stay_as_near_as_those_of_the_array[mixed-modes]",
         "test_bfloat16_products_stay_as_near_as_those_of_the_array[mixed-grid]",
         "test_every_order_is_the_convolution_with_the_weight[grid-1-fft-False]",
+        "test_a_jacobian_by_forward_mode",
+        "test_an_operator_trains_factors_and_cores[False]",
+        "test_coarse_grids_and_the_shift_of_the_reference[False]",
+        "test_every_order_is_the_convolution_with_the_weight[grid-2-matrix-False]",
     ),
     "test_models_forward_mode.py": (
         "test_derivatives_are_those_of_the_float32_model[recomputed mixed]",
@@ -163,6 +186,7 @@ THOROUGH = {
         "test_derivatives_are_those_of_the_float32_model[half weights]",
         "test_derivatives_are_those_of_the_float32_model[half]",
     ),
+    "test_models_layers.py": ("test_low_rank_adapters_are_the_merged_kernel[lora_linear-full]",),
     "test_models_properties.py": (
         "test_activation_checkpoint_saves_memory_and_keeps_gradients",
         "test_gradients_under_shard_map",
@@ -171,7 +195,10 @@ THOROUGH = {
     "test_models_stacked.py": (
         "test_stacked_layers_are_updated_like_single_ones[projected_adamw]",
     ),
-    "test_oialr_axes.py": ("test_a_subspace_of_other_parameters_is_no_matter",),
+    "test_oialr_axes.py": (
+        "test_a_subspace_of_other_parameters_is_no_matter",
+        "test_a_history_tells_of_every_axis_by_itself",
+    ),
     "test_oialr_controller.py": (
         "test_any_optax_state_is_carried[clip]",
         "test_any_optax_state_is_carried[multi]",
@@ -179,6 +206,7 @@ THOROUGH = {
         "test_shapes_that_stay_compile_one_program",
         "test_no_spike_behind_the_conversion[300]",
         "test_any_optax_state_is_carried[inject]",
+        "test_any_optax_state_is_carried[adamax]",
     ),
     "test_oialr_layers.py": (
         "test_a_run_resumed_across_rank_changes_is_the_run[zero]",
@@ -223,6 +251,9 @@ THOROUGH = {
         "test_squares_are_those_of_explicit_gradients[recurrent-exact]",
         "test_squares_are_those_of_explicit_gradients[scan over layers-auto]",
         "test_stack_and_features[1-auto-encoder]",
+        "test_products_with_few_positions_are_squared_by_their_factors",
+        "test_squares_are_those_of_explicit_gradients[conv groups-auto]",
+        "test_squares_are_those_of_explicit_gradients[rest-auto]",
     ),
     "test_per_example_features.py": (
         "test_features_by_kronecker_products[encoder-auto]",
@@ -234,6 +265,7 @@ THOROUGH = {
     "test_precision.py": (
         "test_first_moments_in_bfloat16_follow_the_float32_ones",
         "test_bfloat16_models_are_near_the_float32_model[mixed-tanh-group_norm]",
+        "test_bfloat16_models_are_near_the_float32_model[half-half]",
     ),
     "test_projections.py": (
         "test_jit_and_vmap_change_nothing[nested]",
@@ -296,6 +328,7 @@ THOROUGH = {
     "test_subspace_muon.py": (
         "test_large_tensors_are_handled_one_by_one",
         "test_channels_need_not_be_the_last_axes",
+        "test_polar_factors_have_the_size_that_is_asked_for[0.25]",
     ),
     "test_train.py": (
         "test_a_killed_run_continues_exactly",
@@ -308,6 +341,7 @@ THOROUGH = {
     ),
     "test_train_low_rank.py": ("*",),
     "test_training_build.py": ("test_a_batch_in_halves_makes_the_same_step",),
+    "test_training_loop.py": ("test_fitting_on_is_fitting_at_once",),
     "test_trak_projectors.py": (
         "test_all_classes_share_one_matrix[normal]",
         "test_all_classes_share_one_matrix[rademacher]",
@@ -321,7 +355,10 @@ THOROUGH = {
         "test_runs_are_averaged",
         "test_scores_are_those_of_whole_gradients",
     ),
-    "test_trak_scores.py": ("test_features_of_a_backward_pass_are_those_of_gradients[chunked]",),
+    "test_trak_scores.py": (
+        "test_features_of_a_backward_pass_are_those_of_gradients[chunked]",
+        "test_features_of_a_backward_pass_are_those_of_gradients[<lambda>4]",
+    ),
     "test_truegrad_subspace.py": (
         "test_train_py_learns_with_squares_of_samples[tensorgrad]",
         "test_train_py_learns_with_squares_of_samples[adamw]",
