@@ -85,6 +85,10 @@ def polar(
     return optax.chain(trace, tg.orthogonalize(specs, scale))
 
 
+OF_MATRICES = polar(0.4, dtype=jnp.bfloat16)
+"""What the library's muons do with matrices."""
+
+
 def core(
     inner: optax.GradientTransformation, projection: tg.Projection = HALVED, **options
 ) -> Build:
@@ -130,13 +134,13 @@ def taken_apart(
         scaled = tg.scale_by_factored_rms(0.999, 1e-8, specs, numerator, max_rms=bound)
         return blended(scaled, core(tg.orthogonalize(None, 1.6))(task), 0.5)
 
-    return parts(build, polar(0.4, dtype=jnp.bfloat16))
+    return parts(build, OF_MATRICES)
 
 
 def of_size(projection: tg.Projection | None, scale: float, *of_squares, **options) -> Build:
     """Return polar factors as large as Adam's update would be, for matrices as they are."""
     tensors = lambda task: sized(projection, task.gap, scale, *of_squares, **options)
-    return parts(tensors, polar(0.4, dtype=jnp.bfloat16))
+    return parts(tensors, OF_MATRICES)
 
 
 def tensorgrad(low_rank: tg.Tucker) -> Build:
@@ -197,9 +201,7 @@ COMPARED: dict[str, Build] = {
     "tensor_muon, whole, scale .2": muon(projection=None, scale=0.2, matrix_scale=0.1),
     "tensor_muon, whole, 8 bits": muon(projection=None, mu_dtype=jnp.int8),
     "tensor_muon, channels times .75, 8 bits": muon(projection=channels(0.75), mu_dtype=jnp.int8),
-    "subspace momentum, polar matrices": parts(
-        without_rate(tg.subspace_momentum), polar(0.4, dtype=jnp.bfloat16)
-    ),
+    "subspace momentum, polar matrices": parts(without_rate(tg.subspace_momentum), OF_MATRICES),
     "subspace momentum": without_rate(tg.subspace_momentum),
     "TensorGRaD": without_rate(tg.tensorgrad),
     "TensorGRaD, real factors": tensorgrad(tg.Tucker(0.2, factors="real")),
@@ -213,9 +215,7 @@ COMPARED: dict[str, Build] = {
     "Muon (Optax), rms .2": lambda task: peers.optax_muon(False, 0.2),
     "Muon (Optax), per frequency, rms .2": lambda task: peers.optax_muon(True, 0.2),
     "SOAP, shared bases": lambda task: peers.soap(),
-    "SOAP, shared bases, polar matrices": parts(
-        lambda task: peers.soap(), polar(0.4, dtype=jnp.bfloat16)
-    ),
+    "SOAP, shared bases, polar matrices": parts(lambda task: peers.soap(), OF_MATRICES),
     "Adam in averaged bases, whole": without_rate(
         tg.projected_adamw, projection=averaged(1.0), update_proj_gap=10
     ),
@@ -294,10 +294,10 @@ ABLATION: dict[str, Build] = {
     "momentum in float32": half(mu_dtype=None),
     "momentum in 8 bits": half(mu_dtype=jnp.int8),
     "full second moment": taken_apart(factored=False),
+    "second moment b .95": half(b2=0.95),
     "second moment b .99": half(b2=0.99),
     "Adam for matrices": parts(half()),
     "SOAP for matrices": parts(half(), peers.soap()),
-    "second moment b .95": half(b2=0.95),
     "refresh every 10": half(gap=10),
     "refresh every 200": half(gap=200),
     "reset at a refresh": half(on_refresh="reset"),
